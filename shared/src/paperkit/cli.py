@@ -1,8 +1,9 @@
 """`<paper> <verb> [--preset smoke|small|paper] [flags]` for every paper.
 
-A paper declares its verbs as data (`Paper`, `Verb`): the configuration dataclass, the presets, and the place of
-the function to call as "module:function", so that `--help` and every input error answer before torch is imported.
-Expected failures (`UserError`) are one line on stderr and exit code 2; others keep their traceback and exit with 1.
+A paper declares its verbs as data (`Paper`, `Verb`): the configuration dataclass, the presets, and the place
+of the function to call as "module:function", so that `--help` and every input error answer before torch is
+imported. Expected failures (`UserError`) are one line on stderr and exit code 2; others keep their traceback
+and exit with 1.
 """
 
 import contextlib
@@ -26,8 +27,8 @@ from paperkit.run import Interrupted, RunOptions, find, from_json, read_json, su
 class Verb:
     """One verb of a paper.
 
-    `call` names "module:function", called as `function(config)`, or as `function(config, options, preset)` where
-    the verb makes a run folder (`runs=True`). `describe` names a function `config -> {label: text}` for
+    `call` names "module:function", called as `function(config)`, or as `function(config, options, preset)`
+    where the verb makes a run folder (`runs=True`). `describe` names a function `config -> {label: text}` for
     `--dry-run`. `presets` maps a name to (configuration, what to expect of it).
     """
 
@@ -106,8 +107,8 @@ def resolve(place: str) -> Callable[..., Any]:
 def parse(paper: Paper, name: str, words: list[str]) -> tuple[Any, str, bool]:
     """(command with .config and .options, preset, dry run) of the words after a verb.
 
-    The preset (or the stored configuration of `--resume`, or a file given by `--config`) is resolved first; the
-    other flags override it. `--help` prints and exits with 0.
+    The preset (or the stored configuration of `--resume`, or a file given by `--config`) is resolved first;
+    the other flags override it. `--help` prints and exits with 0.
     """
     verb = paper.verbs[name]
     words, dry = _take_switch(words, "-n", "--dry-run")
@@ -204,8 +205,11 @@ def _peek(words: list[str], name: str) -> str:
 def _overview(paper: Paper) -> str:
     width = max(map(len, paper.verbs))
     rows = [f"  {name:<{width}}  {verb.help}" for name, verb in paper.verbs.items()]
-    head = f"{paper.name} · {paper.title} (arXiv {paper.arxiv})\n\nusage: {paper.name} VERB [--preset NAME] [flags]"
-    return "\n".join([head, "", *rows, "", f"{paper.name} VERB --help lists a verb's flags and presets."])
+    head = f"{paper.name} · {paper.title} (arXiv {paper.arxiv})"
+    usage = f"usage: {paper.name} VERB [--preset NAME] [flags]"
+    return "\n".join(
+        [head, "", usage, "", *rows, "", f"{paper.name} VERB --help lists a verb's flags and presets."]
+    )
 
 
 def _description(paper: Paper, verb: Verb) -> str:

@@ -25,7 +25,7 @@ def now() -> str:
 
 
 def commit(folder: Path | None = None) -> tuple[str, bool]:
-    """(commit, dirty) of the git checkout that holds `folder` (default: this file), else ("unknown", False)."""
+    """(commit, dirty) of the git checkout around `folder` (default: this file), else ("unknown", False)."""
     where = folder or Path(__file__).parent
 
     def git(*words: str) -> str:
