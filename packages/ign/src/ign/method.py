@@ -121,7 +121,7 @@ class Shared:
     """The same gradient with the second application computed once, exact for every network.
 
     w = f(y) at y = sg f(z) serves L_tight through its weights and L_idem through its input. With `joint` the
-    data and the noise go through f in one call, each with its own statistics (exact for the norms of `model`).
+    data and the noise go through f in one call, each with its own statistics (exact for `model`'s norms).
     """
 
     def __init__(self, net: nn.Module, joint: bool = False):
@@ -254,6 +254,6 @@ class Noise(nn.Module):
 
 
 def self_conjugate(shape: tuple[int, int, int]) -> Tensor:
-    """Which frequencies of a (c, h, w) spectrum are their own conjugate: 2k = 0 modulo the size, on both axes."""
+    """Which frequencies of a (c, h, w) spectrum are their own conjugate: 2k = 0 modulo the size."""
     rows, columns = (2 * torch.arange(n) % n == 0 for n in shape[1:])
     return (rows[:, None] & columns[None]).expand(shape)

@@ -84,7 +84,9 @@ class Run:
         from paperkit import parallel
 
         self.folder, self.manifest, self.resumed = folder, manifest, resumed
+        self._before = manifest.get("state") if resumed else None
         self.main = parallel.world()[0] == 0
+        self.last = False
         self._signal = 0
         self._started = time.monotonic()
 
@@ -138,12 +140,17 @@ class Run:
                 "versions": versions("torch", "numpy", paper, "paperkit"),
                 "started": now(),
             }
-        run = cls(folder, {**manifest, **facts, "state": "running", "ended": None}, bool(options.resume))
-        if rank == 0:
+        run = cls(folder, {**manifest, **facts}, bool(options.resume))
+        if rank == 0 and not run.finished:
             if not options.resume:
                 write_json(folder / "config.json", values)
-            run._write_manifest()
+            run._write_manifest(state="running", ended=None)
         return run
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run had ended before it was opened."""
+        return self._before == "finished"
 
     # -- what it says
 
@@ -212,19 +219,23 @@ class Run:
     # -- the loop
 
     def steps(self, start: int, total: int) -> Iterator[int]:
-        """Yield start+1 … total with a progress bar and ETA; stops early after a signal (see `stopping`)."""
+        """Yield start+1 … total with a progress bar and ETA.
+
+        Before each step it is settled whether that one is the `last`: at `total`, or after a signal.
+        """
         from tqdm import tqdm
 
         shown = self.main and sys.stderr.isatty()
         with tqdm(total=total, initial=start, disable=not shown, dynamic_ncols=True, smoothing=0.05) as bar:
             for step in range(start + 1, total + 1):
+                self.last = self._stopping() or step == total
                 yield step
                 bar.update()
-                if self.stopping():
+                if self.last:
                     return
 
-    def stopping(self) -> bool:
-        """Whether any process has been asked to stop."""
+    def _stopping(self) -> bool:
+        """Whether any process has been asked to stop; all get the same answer."""
         from paperkit import parallel
 
         if parallel.world()[1] == 1:
