@@ -7,9 +7,12 @@ import pytest
 import torch
 from paperkit import UserError, metrics
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
+
+FIGURES = [metrics.fid, metrics.kid, metrics.precision_recall, metrics.density_coverage]
 
 
 def features(n: int, d: int, seed: int, shift: float = 0.0, scale: float = 1.0) -> Tensor:
@@ -200,26 +203,24 @@ def test_collapse_keeps_precision_and_loses_recall() -> None:
 # size and bad input
 
 
-def test_memory_stays_far_below_one_matrix_of_all_pairs() -> None:
-    """The largest tensor that any operation makes, for 9,000 rows against 8,000."""
+def test_memory_stays_far_below_one_matrix_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest tensor that any operation makes, for 1,500 rows against 1,200."""
+    monkeypatch.setattr(metrics, "CHUNK", 128)
     largest = 0
 
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+    class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             nonlocal largest
             out = func(*args, **(kwargs or {}))
-            for t in out if isinstance(out, (tuple, list)) else (out,):
-                if isinstance(t, Tensor):
-                    largest = max(largest, t.numel())
+            made = [t for t in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(t, Tensor)]
+            largest = max([largest, *(t.numel() for t in made)])
             return out
 
-    real, fake = torch.randn(9000, 3), torch.randn(8000, 3)
+    real, fake = features(1500, 3, 0), features(1200, 3, 1)
     with Watch():
-        metrics.fid(real, fake)
-        metrics.kid(real, fake)
-        metrics.precision_recall(real, fake)
-        metrics.density_coverage(real, fake)
-    assert largest <= metrics.CHUNK * (metrics.CHUNK + 5) < 9000 * 8000 / 10
+        for figure in FIGURES:
+            figure(real, fake)
+    assert 128 * 128 <= largest <= 128 * (128 + 5) < 1500 * 1200 / 100
 
 
 @pytest.fixture
@@ -228,9 +229,6 @@ def _unchecked() -> object:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
-
-
-FIGURES = [metrics.fid, metrics.kid, metrics.precision_recall, metrics.density_coverage]
 
 
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda f: f.__name__)
