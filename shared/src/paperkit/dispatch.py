@@ -104,8 +104,8 @@ def normalised(name: str) -> str:
 def read_uv(words: Sequence[str]) -> UvChoice:
     """Read a uv command line (without the program's name) up to the command that it runs.
 
-    In `run --package a train --package x` the second `--package` is the paper's own. Of other subcommands than
-    `run` only the options in front of the subcommand are read.
+    In `run --package a train --package x` the second `--package` is the paper's own. Of other subcommands
+    only the options in front of them are read.
     """
     found: dict[str, str] = {}
     remaining = iter(words)
