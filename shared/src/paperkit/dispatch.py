@@ -118,19 +118,19 @@ def read_uv(words: Sequence[str]) -> UvChoice:
             continue
         if word in ("-", "--"):  # a script from standard input; the end of the options
             break
-        option, inline, value = word.partition("=")
-        if not inline and _takes_next_word(word):
+        option, _, value = word.partition("=")
+        if _takes_next_word(word):
             value = next(remaining, "")
         if option in ("--package", "--project", "--directory"):
             found[option[2:]] = value
     return UvChoice(**found)
 
 
-def _takes_next_word(option: str) -> bool:
-    """Whether the next word is this option's value: `--with`, `-p`, `-qp`, but neither `-q` nor `-p3.12`."""
-    if option.startswith("--"):
-        return option in _VALUED.split()
-    return option[-1] in _VALUED_SHORT and _VALUED_SHORT.isdisjoint(option[1:-1])
+def _takes_next_word(word: str) -> bool:
+    """Whether an option's value is the next word: after `--with`, `-p`, `-qp`; not `--with=x`, `-q`, `-p3.12`."""
+    if word.startswith("--"):
+        return word in _VALUED.split()
+    return word[-1] in _VALUED_SHORT and _VALUED_SHORT.isdisjoint(word[1:-1])
 
 
 def _by_name(named: str, papers: Mapping[str, object]) -> str:
