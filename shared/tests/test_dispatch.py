@@ -199,12 +199,12 @@ def test_uv_by_path_and_by_another_process_name(everything: Path, tmp_path: Path
     assert paper(call(everything, ["bash", "-c", line])) == "beta"
 
 
-def test_through_torchrun(everything: Path, tmp_path: Path) -> None:
+def test_through_torchrun(everything: Path) -> None:
     """Every process of a distributed run finds the same paper."""
     torchrun = Path(sys.executable).with_name("torchrun")
     line = f"uv run --package gamma {torchrun} --standalone --nproc-per-node 2 --no-python train"
-    outputs = call(everything, line, folder=everything, OMP_NUM_THREADS="1").splitlines()
-    assert [paper(output) for output in outputs] == ["gamma", "gamma"]
+    output = call(everything, line, OMP_NUM_THREADS="1")
+    assert re.findall('"paper": "([a-z]+)"', output) == ["gamma", "gamma"]  # the two may share a line
 
 
 def test_the_only_one_installed(root: Path, tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def read_uv(words: Sequence[str]) -> UvChoice:
 
 
 def _takes_next_word(word: str) -> bool:
-    """Whether an option's value is the next word: after `--with`, `-p`, `-qp`; not `--with=x`, `-q`, `-p3.12`."""
+    """Whether the next word is a value: after `--with`, `-p`, `-qp`; not `--with=x`, `-q`, `-p3.12`."""
     if word.startswith("--"):
         return word in _VALUED.split()
     return word[-1] in _VALUED_SHORT and _VALUED_SHORT.isdisjoint(word[1:-1])
