@@ -23,7 +23,7 @@ PAPERS = ("alpha", "beta", "gamma")
 # What the caller's shell may say about another project; network and cache settings stay.
 NOT_OURS = (
     "PAPER PYTHONPATH VIRTUAL_ENV UV_PROJECT UV_WORKING_DIR UV_PROJECT_ENVIRONMENT UV_PYTHON UV_NO_SYNC "
-    "UV_FROZEN UV_LOCKED UV_ISOLATED UV_NO_PROJECT UV_NO_EDITABLE UV_RUN_RECURSION_DEPTH"
+    "UV_FROZEN UV_LOCKED UV_ISOLATED UV_NO_PROJECT UV_NO_EDITABLE UV_RUN_RECURSION_DEPTH MAKEFLAGS MAKELEVEL"
 )
 BACKEND = '\n[build-system]\nrequires = ["uv_build>=0.9,<1"]\nbuild-backend = "uv_build"\n'
 
