@@ -1,4 +1,4 @@
-"""What holds for the workspace as a whole: declared dependencies, members' metadata, nobody's machine in it."""
+"""What holds for the whole workspace: declared dependencies, members' metadata, nobody's machine in it."""
 
 import ast
 import json
@@ -168,7 +168,7 @@ def test_declared_dependencies_are_imported(member: str) -> None:
 
 @pytest.mark.parametrize("member", MEMBERS)
 def test_test_imports_are_declared_and_used(member: str) -> None:
-    """Tests import dependencies and the `dev` group, which holds what tests and the extras under test need."""
+    """Tests import dependencies and the `dev` group, which holds what tests and extras under test need."""
     groups = project(member)["dependency-groups"]
     dependencies = project(member)["project"]["dependencies"]
     tests = loose(member, "tests")
