@@ -67,7 +67,9 @@ def judge(train: Images, test: Images, cache: Path | None = None) -> Judge:
     if classes < 2:
         raise UserError(f"{train.name} has no labels: the judge needs a labelled data set")
     channels, side, _ = train.shape
-    name = "".join(c if c.isalnum() else "-" for c in f"{train.name}-{'x'.join(map(str, train.shape))}".lower())
+    name = "".join(
+        c if c.isalnum() else "-" for c in f"{train.name}-{'x'.join(map(str, train.shape))}".lower()
+    )
     path = (cache or runs_folder("ign") / "judges") / f"{name}.safetensors"
     net = Classifier(channels, side, classes)
     if path.exists():

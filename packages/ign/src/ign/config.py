@@ -116,8 +116,8 @@ TRAIN = {
         # 1000 epochs of 162,770 images at batch 256 are 635,000 steps: days on one GPU, hours on eight.
         TrainConfig(
             data="CelebA", size=64, flip=True, net="dcgan", width=64, code=512, init="dcgan", rec=20, idem=20,
-            tight=2.5, metric="l1", clamp=1.5, clamp_gradient=True, noise="fft", engine="joint", steps=635_000,
-            batch=256, lr=1e-4, ema=0.0, log_every=500, sample_every=5000, save_every=5000,
+            tight=2.5, metric="l1", clamp=1.5, clamp_gradient=True, noise="fft", engine="joint", batch=256,
+            steps=635_000, lr=1e-4, ema=0.0, log_every=500, sample_every=5000, save_every=5000,
         ),
         "CelebA 64x64 as in appendix C, 1000 epochs: needs a GPU and days; the paper states no score",
     ),

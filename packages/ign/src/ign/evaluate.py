@@ -83,7 +83,9 @@ def idempotence(
     return found
 
 
-def figures(ign: IGN, train: data.Images, test: data.Images, judge_: Judge, n: int, k: int, seed: int) -> dict:
+def figures(
+    ign: IGN, train: data.Images, test: data.Images, judge_: Judge, n: int, k: int, seed: int
+) -> dict:
     """All figures after 1 … k applications, keyed "k1", "k2", …, with "idempotence"."""
     held_out, known = test.floats()[:1000], train.floats()[:20_000]
     found: dict[str, dict[str, float]] = {}
@@ -110,7 +112,9 @@ def evaluate(config: EvaluateConfig) -> Path:
     found = figures(ign, train, test, judge_, config.n, config.k, config.seed)
     found["real"] = ceiling(train, test, judge_, config.n)
     names = list(found["k1"])
-    print(f"judge: {judge_.accuracy:.1%} of held-out {test.name} right; {config.n} samples, seed {config.seed}")
+    print(
+        f"judge: {judge_.accuracy:.1%} of held-out {test.name} right; {config.n} samples, seed {config.seed}"
+    )
     print(f"{'':14}" + "".join(f"{name:>13}" for name in names))
     for row in [f"k{k}" for k in range(1, config.k + 1)] + ["real"]:
         print(f"{row:14}" + "".join(f"{found[row].get(name, float('nan')):13.3f}" for name in names))
@@ -131,5 +135,3 @@ def report(config: ReportConfig) -> Path:
     path = page.write(find("ign", config.run), TITLE, "arXiv 2311.01462", claims())
     print(path)
     return path
-
-

@@ -47,8 +47,8 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
 
     run = Run.open(
         "ign", TITLE, config, options, preset, config.seed,
-        device=str(device.device), precision=device.precision, data=train_set.name, shape=list(train_set.shape),
-        parameters=parameters(net),
+        device=str(device.device), precision=device.precision, parameters=parameters(net),
+        data=train_set.name, shape=list(train_set.shape),
     )  # fmt: skip
     if run.resumed and run.finished:
         run.say(f"{run.folder} is finished already: nothing to do")
@@ -120,7 +120,7 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
     return run.folder
 
 
-# ---- the parts -----------------------------------------------------------------------------------------------
+# ---- the parts ---------------------------------------------------------------------------------------------
 
 
 def network(config: TrainConfig, shape: tuple[int, int, int]) -> Network:
