@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 import paperkit
@@ -39,11 +40,11 @@ members = ["shared", "packages/*"]
 [tool.uv.sources]
 paperkit = {{ workspace = true }}
 """
-SHARED = """
+SHARED = f"""
 [project]
 name = "paperkit"
 version = "0"
-dependencies = ["psutil"]
+dependencies = ["psutil=={version("psutil")}"]
 [project.scripts]
 train = "paperkit.dispatch:train"
 generate = "paperkit.dispatch:generate"
