@@ -46,7 +46,11 @@ def test_dcgan_initialisation():
 
 @pytest.mark.parametrize(
     ("kind", "shape", "word"),
-    [("hybrid", (1, 10, 10), "divisible by 4"), ("dcgan", (1, 28, 32), "square"), ("dcgan", (1, 40, 40), "28, 32")],
+    [
+        ("hybrid", (1, 10, 10), "divisible by 4"),
+        ("dcgan", (1, 28, 32), "square"),
+        ("dcgan", (1, 40, 40), "28, 32"),
+    ],
 )
 def test_sizes_that_do_not_fit(kind, shape, word):
     with pytest.raises(UserError, match=word):
@@ -94,6 +98,7 @@ def test_common_statistics_when_not_split():
     torch.testing.assert_close(norm(h, ("x",)), norm(h, ("z",)))
 
 
+@torch.no_grad()
 def test_estimated_statistics_make_eval_equal_training_on_the_same_batch():
     torch.manual_seed(0)
     net = build("mlp", (1, 4, 4), 16, 4).double()

@@ -69,7 +69,7 @@ NETS = (("mlp", (1, 8, 8), 16), ("hybrid", (1, 8, 8), 4), ("dcgan", (3, 16, 16),
 
 
 def gradient_routing(seeds: int) -> dict[str, Any]:
-    """Every engine against plain autograd of the single-graph identity, or the naive engine where clamped."""
+    """The fast engines against plain autograd of the single graph, or the naive engine where clamped."""
     objectives = {
         "listing": Objective(),
         "appendix without clamp": Objective(20, 20, 2.5, "l1"),
@@ -94,7 +94,7 @@ def gradient_routing(seeds: int) -> dict[str, Any]:
                     case = f"{name}, {kind}, {norm}"
                     worst[case] = max(worst.get(case, 0.0), _routing_error(net, x, z, objective))
     return {
-        "claim": "The shared second application gives exactly the routed gradient of L_rec + L_idem + L_tight",
+        "claim": "The shared second application gives exactly the routed gradient of all three losses",
         "source": "section 2 (losses and their gradient paths); identity of the single graph derived here",
         "preset": "none", "data": "random, float64", "metric": "largest_relative_gradient_difference",
         "unit": "1", "better": "lower", "ours": list(worst.values()),
@@ -159,7 +159,7 @@ def small_samples(seeds: int) -> dict[str, Any]:
         "metric": "readable_share_k1", "unit": "1", "better": "higher", "ours": arm("k1", "readable"),
         "against": ("untrained net", arm("untrained", "readable")),
         "arms": {**arms, **{f"{key}_real": [value] for key, value in best.items()}},
-        "criterion": "in every seed: ten classes, KID below half of the untrained net's, readable share >= 0.85",
+        "criterion": "in every seed: ten classes, KID below half the untrained net's, readable share >= 0.85",
         "statistic": min(passed), "threshold": 0.85,
         "details": {
             "judge_accuracy": judge_.accuracy,
@@ -231,7 +231,7 @@ def _kill_at(process: subprocess.Popen, run: Path, step: int) -> None:
 
 
 def compare(a: Path, b: Path) -> dict[str, float]:
-    """Largest absolute differences of the last checkpoints and of the metrics of two runs; 0 = bit for bit."""
+    """Largest absolute differences of two runs' last checkpoints and metrics; 0 = bit for bit."""
     (weights_a, state_a), (weights_b, state_b) = (load_checkpoint(checkpoints(run)[-1]) for run in (a, b))
     return {
         "weights": _difference(weights_a, weights_b),

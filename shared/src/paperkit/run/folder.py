@@ -134,7 +134,7 @@ class Run:
                 "title": title,
                 "preset": preset,
                 "seed": seed,
-                "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+                "command": _command_line(paper),
                 "commit": state,
                 "dirty": dirty,
                 "versions": versions("torch", "numpy", paper, "paperkit"),
@@ -276,6 +276,12 @@ class Run:
             resume = f"{self.manifest['paper']} train --resume {shlex.quote(str(self.folder))}"
             raise Interrupted(self._signal, f"stopped and saved; go on with: {resume}")
         self._write_manifest(state="finished", ended=now())
+
+
+def _command_line(paper: str) -> str:
+    """What was typed, with the paper's own command in place of the shared `train`."""
+    name = Path(sys.argv[0]).name
+    return shlex.join([paper, "train", *sys.argv[1:]] if name == "train" else [name, *sys.argv[1:]])
 
 
 def _fresh(parent: Path, name: str) -> Path:
