@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from ign.data import Images
 
+STEPS = {"small": (1500, 64), "large": (4000, 128)}
+"""(steps, batch) of training, below and from 10,000 images on."""
 SHIFT = {8: 1, 28: 2, 32: 2}
 """Pixels of random shift in training, by image side."""
 
@@ -87,8 +89,7 @@ def judge(train: Images, test: Images, cache: Path | None = None) -> Judge:
 
 def _fit(net: Classifier, train: Images) -> None:
     """Adam, one-cycle learning rate, random shifts; deterministic."""
-    small = len(train.pixels) < 10_000
-    steps, size = (1500, 64) if small else (4000, 128)
+    steps, size = STEPS["small" if len(train.pixels) < 10_000 else "large"]
     with torch.random.fork_rng(devices=[]):
         rng.seed_everything(0, "judge")
         for module in net.modules():
