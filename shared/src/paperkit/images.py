@@ -76,14 +76,19 @@ def fit(
 
     Grey is 0.299 R + 0.587 G + 0.114 B. Raises `UserError` when `size` is not positive.
     """
-    from torchvision.transforms.v2 import functional as F  # here: importing torchvision takes seconds
-
     if size is not None:
         check_positive(size=size)
-        if tuple(image.shape[-2:]) != (size, size):
+    resizes, greys = (
+        size is not None and tuple(image.shape[-2:]) != (size, size),
+        grey and image.shape[-3] == 3,
+    )
+    if resizes or greys:
+        from torchvision.transforms.v2 import functional as F  # here: importing torchvision takes seconds
+
+        if resizes:
             image = F.center_crop(F.resize(image, [size], antialias=True), [size, size])
-    if grey and image.shape[-3] == 3:
-        image = F.rgb_to_grayscale(image, num_output_channels=1)
+        if greys:
+            image = F.rgb_to_grayscale(image, num_output_channels=1)
     return image
 
 

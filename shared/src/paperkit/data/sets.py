@@ -182,6 +182,12 @@ class FileSet(ImageSet):
         """The file name of every image, in order."""
         return tuple(self._names[i] for i in self._index)
 
+    def relabelled(self, labels: Int64[np.ndarray, "n"], classes: Sequence[str]) -> Self:
+        """The same images with other labels."""
+        changed = copy.copy(self)
+        ImageSet.__init__(changed, self.facts, labels, classes)
+        return changed
+
     def _image(self, position: int) -> UInt8[Tensor, "c h w"]:
         name = self._names[position]
         return images.decode(self._source.read(name), f"{self._source.path}: {name}", self._mode)
