@@ -62,7 +62,9 @@ def test_interrupted_run_ends_like_an_unbroken_one(run, monkeypatch):
 
     step, calls = ign.train.Shared.step, iter(range(1000))
     monkeypatch.setattr(
-        ign.train.Shared, "step", lambda *words: step(*words) if next(calls) < 47 else (_ for _ in ()).throw(OSError("x"))
+        ign.train.Shared,
+        "step",
+        lambda *words: step(*words) if next(calls) < 47 else (_ for _ in ()).throw(OSError("x")),
     )
     with pytest.raises(OSError, match="x"):
         train(SMOKE, RunOptions(out="broken"), "smoke")
@@ -138,7 +140,9 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(capsys
     from ign import data
 
     batch = data.batch
-    monkeypatch.setattr(data, "batch", lambda a, b, step: batch(a, b, step) * (float("nan") if step == 25 else 1))
+    monkeypatch.setattr(
+        data, "batch", lambda a, b, step: batch(a, b, step) * (float("nan") if step == 25 else 1)
+    )
     code, error = said(capsys, "train", "--preset", "smoke", "--out", "bad")
     assert code == 2
     assert "step 25" in error

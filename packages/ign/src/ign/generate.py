@@ -30,7 +30,8 @@ class IGN:
     """
 
     def __init__(self, net: Network, noise: Noise, metric: Metric = "l2"):
-        self.net, self.noise, self.metric = net.eval().requires_grad_(False), noise, metric
+        self.net, self.noise = net.eval().requires_grad_(False), noise
+        self.metric: Metric = metric
 
     @classmethod
     def load(cls, run: str | os.PathLike[str] = "latest", device: str = "cpu") -> Self:

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import torch
-from paperkit import UserError, images, parallel, rng
+from paperkit import UserError, images, parallel, report, rng
 from paperkit.device import choose
 from paperkit.run import Run, RunOptions, fill
 from torch import Tensor
@@ -116,7 +116,7 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
                 save(step)
     if run.main:
         run.say(f"samples   {sorted((run.folder / 'samples').glob('*.png'))[-1]}")
-        pass
+        run.say(f"report    {report.write(run.folder, TITLE, 'arXiv 2311.01462')}")
     return run.folder
 
 
