@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import pytest
 import torch
 from paperkit import UserError, provenance
@@ -574,11 +575,14 @@ def test_a_finished_run_stays_as_it_is(toy, capsys: pytest.CaptureFixture[str]) 
 def test_a_run_that_another_process_writes_is_left_alone(toy) -> None:
     config = toy.TrainConfig(steps=4)
     Run.open("toy", "A Line", config, RunOptions(out="run"))
-    assert f"is being written by process {os.getpid()}" in refusal(
-        toy.train, config, RunOptions(resume="run")
-    )
     manifest = read_json(Path("run/manifest.json"))
-    for changes in ({"created": 0.0}, {"host": "elsewhere"}, {"pid": 2**22 + 1}):
+    assert manifest["process"]["pid"] == os.getpid()
+    parent = psutil.Process(os.getppid())
+    manifest["process"] |= {"pid": parent.pid, "created": parent.create_time()}
+    write_json(Path("run/manifest.json"), manifest)
+    assert f"is being written by process {parent.pid}" in refusal(toy.train, config, RunOptions(resume="run"))
+    assert read_json(Path("run/manifest.json")) == manifest
+    for changes in ({"created": 0.0}, {"host": "elsewhere"}, {"pid": 2**22 + 1}, {"pid": os.getpid()}):
         process = {**manifest["process"], **changes}
         write_json(Path("run/manifest.json"), {**manifest, "process": process})
         Run.open("toy", "A Line", config, RunOptions(resume="run"))

@@ -359,11 +359,13 @@ def _this_process() -> dict[str, Any]:
 
 
 def _writer(manifest: Mapping[str, Any]) -> int | None:
-    """The process of this machine that still writes the run, if there is one."""
+    """The other process of this machine that still writes the run, if there is one."""
     import psutil
 
     writer = manifest.get("process") or {}
     if manifest.get("state") != "running" or writer.get("host") != platform.node():
+        return None
+    if writer["pid"] == os.getpid():  # a program that tries again
         return None
     with contextlib.suppress(psutil.Error):
         if psutil.Process(writer["pid"]).create_time() == writer["created"]:
