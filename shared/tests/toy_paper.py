@@ -170,9 +170,8 @@ def bug(config: ShowConfig) -> None:
     raise ValueError(f"a bug with {config.input}")
 
 
-def serve() -> None:
-    """Run the commands that stdin asks for, each in a forked process."""
-    # What a fork has, it need not import.
+def warm() -> None:
+    """Import what a run imports, so that forks have it already."""
     import psutil  # noqa: F401
     import safetensors.torch  # noqa: F401
     import torch
@@ -182,6 +181,11 @@ def serve() -> None:
     weight = torch.nn.Parameter(torch.zeros(1))
     weight.grad = torch.zeros(1)
     torch.optim.Adam([weight]).step()
+
+
+def serve() -> None:
+    """Run the commands that stdin asks for, each in a forked process."""
+    warm()
     for line in sys.stdin:
         argv, folder, environment = json.loads(line)
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as error:
