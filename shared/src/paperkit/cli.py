@@ -55,6 +55,8 @@ class Paper:
 def main(paper: Paper, argv: Sequence[str] | None = None) -> int:
     """Run a paper's command line and return its exit code: 0, 1 (bug), 2 (bad input), 130/143 (signal)."""
     words = list(sys.argv[1:] if argv is None else argv)
+    # Before torch starts its threads: ones that spin while they wait slow a busy machine down tenfold.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return _main(paper, words)
     except UserError as error:
@@ -135,13 +137,20 @@ def _base(paper: Paper, verb: Verb, preset: str, file: str, resumed: str | None)
         stored = from_json(verb.config, read_json(folder / "config.json"), str(folder / "config.json"))
         return stored, str(read_json(folder / "manifest.json").get("preset", ""))
     preset = preset or verb.default
-    return (verb.presets[preset][0] if preset else verb.config()), preset
+    if preset:
+        return verb.presets[preset][0], preset
+    required = any(
+        each.default is each.default_factory is dataclasses.MISSING
+        for each in dataclasses.fields(verb.config)
+    )
+    return None if required else verb.config(), ""
 
 
 def _flags(paper: Paper, name: str, verb: Verb, base: Any, words: list[str]) -> Any:
     import tyro
 
     fields: list[Any] = [("config", Annotated[verb.config, tyro.conf.arg(name="")])]
+    base = tyro.MISSING if base is None else base
     if verb.runs:
         fields.append(("options", Annotated[RunOptions, tyro.conf.arg(name="")], RunOptions()))
     command = dataclasses.make_dataclass("Command", fields, frozen=True)

@@ -5,7 +5,6 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
@@ -88,7 +87,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     def _image(self, position: int) -> UInt8[Tensor, "c h w"]:
         raise NotImplementedError
 
-    def subset(self, n: int, seed: int = 0) -> Self:
+    def subset(self, n: int, seed: int = 0) -> "ImageSet":
         """Draw `n` images without repeats, in random order; the same ones for the same seed.
 
         A smaller draw is the beginning of a larger one. Raises `UserError` when there are fewer than `n`.
@@ -98,7 +97,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
             raise UserError(f"{self} has no {n:,} images: ask for at most {len(self):,}")
         return self._at(permutation(len(self), seed, "subset")[:n])
 
-    def holdout(self, n: int, seed: int = 0) -> tuple[Self, Self]:
+    def holdout(self, n: int, seed: int = 0) -> "tuple[ImageSet, ImageSet]":
         """Split at random into (the rest, `n` held-out images), the same ones for the same seed."""
         images.check_positive(n=n)
         if n >= len(self):
@@ -106,7 +105,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         order = permutation(len(self), seed, "holdout")
         return self._at(np.sort(order[n:])), self._at(np.sort(order[:n]))
 
-    def _at(self, positions: Int64[np.ndarray, "n"]) -> Self:
+    def _at(self, positions: Int64[np.ndarray, "n"]) -> "ImageSet":
         part = copy.copy(self)
         part._index = self._index[positions]
         return part
@@ -182,7 +181,7 @@ class FileSet(ImageSet):
         """The file name of every image, in order."""
         return tuple(self._names[i] for i in self._index)
 
-    def relabelled(self, labels: Int64[np.ndarray, "n"], classes: Sequence[str]) -> Self:
+    def relabelled(self, labels: Int64[np.ndarray, "n"], classes: Sequence[str]) -> "ImageSet":
         """The same images with other labels."""
         changed = copy.copy(self)
         ImageSet.__init__(changed, self.facts, labels, classes)
