@@ -150,11 +150,11 @@ def _flags(paper: Paper, name: str, verb: Verb, base: Any, words: list[str]) -> 
     import tyro
 
     fields: list[Any] = [("config", Annotated[verb.config, tyro.conf.arg(name="")])]
-    base = tyro.MISSING if base is None else base
     if verb.runs:
         fields.append(("options", Annotated[RunOptions, tyro.conf.arg(name="")], RunOptions()))
     command = dataclasses.make_dataclass("Command", fields, frozen=True)
-    default = command(base, RunOptions()) if verb.runs else command(base)
+    # Without a base (some field is required) the flags fall back on the dataclass's own defaults.
+    default = command(*([base, RunOptions()] if verb.runs else [base])) if base else None
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
