@@ -78,18 +78,20 @@ def fit(
     """
     if size is not None:
         check_positive(size=size)
-    resizes, greys = (
-        size is not None and tuple(image.shape[-2:]) != (size, size),
-        grey and image.shape[-3] == 3,
-    )
-    if resizes or greys:
-        from torchvision.transforms.v2 import functional as F  # here: importing torchvision takes seconds
+        image = image if tuple(image.shape[-2:]) == (size, size) else _shrink(image, size)
+    return _grey(image) if grey and image.shape[-3] == 3 else image
 
-        if resizes:
-            image = F.center_crop(F.resize(image, [size], antialias=True), [size, size])
-        if greys:
-            image = F.rgb_to_grayscale(image, num_output_channels=1)
-    return image
+
+def _shrink(image: Tensor, size: int) -> Tensor:
+    from torchvision.transforms.v2 import functional as F  # here: importing torchvision takes seconds
+
+    return F.center_crop(F.resize(image, [size], antialias=True), [size, size])
+
+
+def _grey(image: Tensor) -> Tensor:
+    """As Pillow rounds it; torchvision's weights sum to 0.9999, which would turn grey 200 into 199."""
+    red, green, blue = image.int().unbind(-3)
+    return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).to(torch.uint8).unsqueeze(-3)
 
 
 def check_positive(**sizes: int) -> None:
@@ -256,7 +258,9 @@ def grid(
 
     tiles = stack(images, low, high)
     columns = columns if columns is not None else int(np.ceil(np.sqrt(len(tiles))))
-    check_positive(columns=columns, pad_plus_one=pad + 1)
+    check_positive(columns=columns)
+    if pad < 0:
+        raise UserError(f"pad must be at least 0, got {pad}")
     tiles = enlarge(tiles, scale if scale is not None else _scale_to(tiles, 32))
     if len(tiles) == 1:  # make_grid returns a single image bare
         colour = tiles[0].expand(3, -1, -1) if tiles.shape[1] == 1 else tiles[0]

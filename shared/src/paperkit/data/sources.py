@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from paperkit import UserError
 from paperkit.images import is_image
@@ -44,6 +44,7 @@ _DAMAGED = (
 )
 
 
+@runtime_checkable
 class Source(Protocol):
     """Hands out files by name."""
 
