@@ -277,3 +277,18 @@ def test_rows_refuse_none_and_mixed_sizes():
         images.rows({})
     with pytest.raises(UserError, match=r"one size, got a \(2, 2\), b \(3, 3\)"):
         images.rows({"a": torch.zeros(1, 1, 2, 2), "b": torch.zeros(1, 1, 3, 3)})
+
+
+def test_rows_refuse_what_the_font_cannot_draw():
+    with pytest.raises(UserError, match="cannot draw 'θ' in the caption 'f_θ'"):
+        images.rows({"f_θ": torch.zeros(1, 1, 8, 8)})
+    with pytest.raises(UserError, match="cannot draw '²'"):
+        images.rows({"x": torch.zeros(1, 1, 8, 8)}, heads=["x²"])
+    text = "".join(map(chr, range(32, 127)))
+    assert images.rows({text: torch.zeros(1, 1, 8, 8)}).shape[2] > 500
+
+
+@pytest.mark.parametrize("options", [{"scale": 0}, {"pad": -1}, {"font_size": 0}])
+def test_rows_refuse_sizes_below_one(options):
+    with pytest.raises(UserError, match="must be at least"):
+        images.rows({"x": torch.zeros(1, 1, 8, 8)}, **options)
