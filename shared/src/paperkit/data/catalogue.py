@@ -80,8 +80,8 @@ def open_set(
     tiny-imagenet, imagenet, imagenet-sample, places365, utkface, Set5, Set14, SIGD16, Places50 (by file below
     the root). A name goes before a folder of that name (then write ./name). Items are (uint8 image (c, h, w),
     label). "test" is the published test split, or the validation split where the test labels are not public.
-    `download` fetches a missing MNIST, FashionMNIST or cifar10. Raises `UserError`, one line, for a set that is
-    missing, cut short or damaged, or has no such split.
+    `download` fetches a missing MNIST, FashionMNIST or cifar10. Raises `UserError`, one line, for a set that
+    is missing, cut short or damaged, or has no such split.
     """
     name = os.fspath(name_or_path)
     if not isinstance(name_or_path, os.PathLike):

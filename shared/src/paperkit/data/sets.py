@@ -17,6 +17,7 @@ from paperkit import UserError, images
 from paperkit.data.batches import permutation
 from paperkit.data.sources import Source
 
+_CHUNK = 64  # images that a thread decodes before it asks for more
 UNLABELLED = -1
 """The label of an image that has none (a flat folder)."""
 
@@ -136,18 +137,20 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         return part._stack(size, grey), part.labels
 
     def _stack(self, size: int | None, grey: bool) -> UInt8[Tensor, "n c h w"]:
-        def one(i: int) -> Tensor:
-            return images.fit(self[i][0], size, grey)
+        first = images.fit(self[0][0], size, grey)
+        stacked = torch.empty((len(self), *first.shape), dtype=torch.uint8)
 
-        with ThreadPoolExecutor(
-            min(16, os.cpu_count() or 1)
-        ) as pool:  # decoding releases the interpreter's lock
-            each = list(pool.map(one, range(len(self))))
-        shapes = {tuple(image.shape) for image in each}
-        if len(shapes) > 1:
-            example = " and ".join(str(shape) for shape in sorted(shapes)[:2])
-            raise UserError(f"the images of {self.name} differ in size ({example}): give a size")
-        return torch.stack(each)
+        def load(start: int) -> None:
+            for i in range(start, min(start + _CHUNK, len(self))):
+                image = images.fit(self[i][0], size, grey)
+                if image.shape != first.shape:
+                    shapes = f"{tuple(first.shape)} and {tuple(image.shape)}"
+                    raise UserError(f"the images of {self.name} differ in size ({shapes}): give a size")
+                stacked[i] = image
+
+        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:  # decoding releases the lock
+            list(pool.map(load, range(0, len(self), _CHUNK)))
+        return stacked
 
 
 class ArraySet(ImageSet):
