@@ -311,8 +311,9 @@ MEASURE = """<script>addEventListener("load", () => {
   parent.postMessage(JSON.stringify({width: innerWidth, scroll: document.documentElement.scrollWidth,
     outside: outside.map(e => e.tagName), images: [...document.images].every(i => i.naturalWidth > 0)}), "*");
 })</script>"""
-FRAME = """<!DOCTYPE html><title>nothing heard</title><script>onmessage = e => document.title = e.data</script>
-<iframe src="inside.html" style="border: 0; width: {width}px; height: 900px"></iframe>"""
+FRAME = """<!DOCTYPE html><title>nothing heard</title>
+<script>onmessage = e => document.title = e.data</script>
+<iframe src="inside.html" style="border: 0; width: WIDTHpx; height: 900px"></iframe>"""
 
 
 def in_a_browser(browser: str, width: int) -> Callable[[Path], None]:
@@ -326,7 +327,7 @@ def in_a_browser(browser: str, width: int) -> Callable[[Path], None]:
         text = text.replace("<details>", "<details open>").replace("</body>", MEASURE + "</body>")
         file.with_name("inside.html").write_text(text, encoding="utf-8")
         frame = file.with_name("frame.html")
-        frame.write_text(FRAME.format(width=width))
+        frame.write_text(FRAME.replace("WIDTH", str(width)))
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
         flags += ["--disable-background-networking", "--disable-component-update", "--hide-scrollbars"]
         flags += [f"--user-data-dir={file.parent / 'browser'}", "--window-size=1400,1000"]

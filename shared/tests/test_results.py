@@ -320,6 +320,16 @@ def test_a_foreign_file_is_named(tmp_path: Path) -> None:
             results.read(folder)
 
 
+def test_every_result_file_of_the_repository_is_valid_and_in_its_place() -> None:
+    root = Path(__file__).parents[2]
+    folders = {"paperkit": root / "shared"} | {
+        p.parent.name: p.parent for p in root.glob("packages/*/pyproject.toml")
+    }
+    assert len(folders) > 1
+    for paper, folder in folders.items():
+        assert {r["paper"] for r in results.read(folder / "results")} <= {paper}
+
+
 def test_a_record_is_left_as_it_was(tmp_path: Path) -> None:
     record = claim()
     before = copy.deepcopy(record)
