@@ -214,7 +214,7 @@ BREAKS = {
     "a list": (lambda r: (r / IGN / "results" / "a.json").write_text("[]"), "results/a.json is no JSON"),
     "no key": (lambda r: drop(r / IGN / "results" / "twice.json", "holds"), "twice.json is not"),
     "no headline": (
-        lambda r: (r / IGN / "results" / "small-samples.json").unlink(), "headline 'small-samples' is no file"),
+        lambda r: (r / IGN / "results" / "small-samples.json").unlink(), "its headline 'small-samples' is"),
     "description": (
         lambda r: (r / IGN / "pyproject.toml").write_text('[project]\nname = "ign"\ndescription = "Net"'),
         f"{IGN}/pyproject.toml: description must read"),
