@@ -24,7 +24,7 @@ from paperkit.run import atomic
 MOST_OF_A_SERIES = 6
 MOST_NAMED = 12
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-SMALL = 640
+SMALL = 300
 """Pictures below this width, in pixels, are enlarged with sharp edges."""
 
 
