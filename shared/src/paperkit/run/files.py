@@ -1,13 +1,12 @@
-"""The run folder: atomic files, configuration, manifest, metrics, log, checkpoints, resume, signals.
-
-Used by every paper that writes anything. Importing this module does not import torch.
-"""
+"""Files that appear whole or not at all, and one line for what the file system refuses."""
 
 import contextlib
 import errno
+import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +15,7 @@ from paperkit import UserError
 
 def explain(error: OSError, path: Path) -> UserError:
     """One line for a file-system error at `path`: what is wrong and what to do."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return UserError(f"no space left while writing {path}: free some space or choose another --out")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return UserError(f"cannot write {path}: the folder is read-only; choose another --out")
@@ -56,3 +55,43 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
+    """Write `files` into a temporary folder beside `target`, then rename it there."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name, content in files.items():
+            with open(temporary / name, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(temporary, target)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise explain(error, target) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; `UserError` names the file when it is missing or corrupt."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: this is not a whole run folder") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is corrupt ({error}): restore it or start a new run") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is corrupt (no JSON object): restore it or start a new run")
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically."""
+    with atomic(path, "w") as stream:
+        stream.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")

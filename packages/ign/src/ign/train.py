@@ -1,0 +1,203 @@
+"""`ign train`: one function from a configuration to a run folder."""
+
+import copy
+import time
+from pathlib import Path
+
+import torch
+from paperkit import UserError, images, parallel, report, rng
+from paperkit.device import choose
+from paperkit.run import Run, RunOptions, fill
+from torch import Tensor
+
+from ign import data
+from ign.config import TrainConfig
+from ign.method import Naive, Noise, Objective, Shared, applications
+from ign.model import Network, build, estimate_statistics, update_average
+
+TITLE = "Idempotent Generative Network"
+STATISTICS = (16, 250)
+"""Batches, and images in each, from which the norms' statistics are estimated for use after training."""
+
+
+def train(config: TrainConfig, options: RunOptions | None = None, preset: str = "") -> Path:
+    """Train f and return the run folder; with `options.resume` go on with a run that stopped.
+
+    The weights depend on `config` alone: not on interruptions, and up to rounding not on the number of
+    processes. Raises `UserError` for bad input and when a loss is not finite.
+    """
+    options = options or RunOptions()
+    device = choose(options.device, options.precision)
+    parallel.launch(device)
+    torch.use_deterministic_algorithms(device.device.type == "cpu")
+
+    # What is learned, and from what.
+    train_set = data.load(config)
+    rng.seed_everything(config.seed)
+    net = network(config, train_set.shape).to(device.device)
+    average = copy.deepcopy(net).requires_grad_(False)
+    noise = Noise(config.noise, train_set.shape).fit(train_set.floats().split(1000)).to(device.device)
+    if device.device.type == "cuda":
+        net, average = (module.to(memory_format=torch.channels_last) for module in (net, average))
+    engine = (
+        Naive(net, copy.deepcopy(net)) if config.engine == "naive" else Shared(net, config.engine == "joint")
+    )
+    fused = device.device.type in ("cuda", "cpu")
+    optimiser = torch.optim.Adam(net.parameters(), config.lr, betas=(0.5, 0.999), fused=fused)
+
+    run = Run.open(
+        "ign", TITLE, config, options, preset, config.seed,
+        device=str(device.device), precision=device.precision, parameters=parameters(net),
+        data=train_set.name, shape=list(train_set.shape),
+    )  # fmt: skip
+    if run.resumed and run.finished:
+        run.say(f"{run.folder} is finished already: nothing to do")
+        return run.folder
+    for line in (
+        f"device    {device}",
+        f"data      {train_set.name}",
+        f"network   {config.net}, {parameters(net):,} parameters",
+        f"run       {run.folder}",
+        f"resume    ign train --resume {run.folder}",
+    ):
+        run.say(line)
+
+    start = 0
+    if saved := run.restore():
+        start, weights, state = saved
+        fill(net, weights["net"], run.folder)
+        fill(average, weights["average"], run.folder)
+        optimiser.load_state_dict(state["optimiser"])
+        run.say(f"goes on after step {start}")
+
+    def evaluated() -> Network:
+        return average if config.ema else net
+
+    def save(step: int) -> None:
+        settle(evaluated(), noise, train_set, config.seed)
+        weights = {"net": net.state_dict(), "average": evaluated().state_dict(), "noise": noise.state_dict()}
+        run.save(step, weights, {"optimiser": optimiser.state_dict()}, config.keep)
+
+    with run.guard():
+        if not start:
+            picture(run, 0, evaluated(), noise, train_set)
+        seen, since = 0, time.monotonic()
+        for step in run.steps(start, config.steps):
+            # One step: all three losses, one optimiser step.
+            optimiser.param_groups[0]["lr"] = learning_rate(config, step)
+            x = data.batch(train_set, config, step).to(device.device)
+            z = parallel.shard(data.white(noise, config.batch, config.seed, step)).to(device.device)
+            optimiser.zero_grad(set_to_none=True)
+            with device.autocast():
+                losses = engine.step(x, noise(z), objective(config, step))
+            parallel.average_gradients(net.parameters())
+            values = parallel.average(torch.stack([losses.rec, losses.idem, losses.tight]))
+            if not bool(torch.isfinite(values).all()):
+                raise UserError(
+                    f"a loss is not finite at step {step}: the last good checkpoint is kept in {run.folder}; "
+                    f"try a lower --lr or --tight"
+                )
+            optimiser.step()
+            update_average(average, net, min(config.ema, step / (step + 9)))
+            seen += config.batch
+
+            # Once in a while.
+            if step % config.log_every == 0 or step == config.steps:
+                rec, idem, tight = values.tolist()
+                run.log(step, rec=rec, idem=idem, tight=tight, ratio=idem / max(rec, 1e-12))
+                speed = seen / max(time.monotonic() - since, 1e-9)
+                run.say(
+                    f"{step}/{config.steps}  d(x) {rec:.4f}  d(f(z)) {idem:.4f}  L_tight {tight:.4f}  "
+                    f"{speed:,.0f} images/s  {run.eta(step, config.steps, start)}"
+                )
+            if step % config.sample_every == 0 or step == config.steps:
+                picture(run, step, evaluated(), noise, train_set)
+            if step % config.save_every == 0 or run.last:
+                save(step)
+    if run.main:
+        run.say(f"samples   {sorted((run.folder / 'samples').glob('*.png'))[-1]}")
+        run.say(f"report    {report.write(run.folder, TITLE, 'arXiv 2311.01462')}")
+    return run.folder
+
+
+# ---- the parts ---------------------------------------------------------------------------------------------
+
+
+def network(config: TrainConfig, shape: tuple[int, int, int]) -> Network:
+    """The untrained network of a configuration for images of `shape`."""
+    return build(config.net, shape, config.width, config.code, config.norm, config.init)
+
+
+def parameters(net: torch.nn.Module) -> int:
+    """How many numbers are learned."""
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def objective(config: TrainConfig, step: int) -> Objective:
+    """The losses' weights at a step (from 1), with the tightness ramp."""
+    tight = config.tight
+    if config.tight_start >= 0 and step < config.tight_ramp:
+        tight = config.tight_start + (config.tight - config.tight_start) * step / config.tight_ramp
+    return Objective(
+        config.rec, config.idem, tight, config.metric, config.clamp, config.reference, config.clamp_gradient
+    )
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Constant, or falling linearly to `lr_final` over the second half."""
+    if config.lr_final < 0:
+        return config.lr
+    fall = max(0.0, 2 * step / config.steps - 1)
+    return config.lr + (config.lr_final - config.lr) * fall
+
+
+def settle(net: Network, noise: Noise, train_set: data.Images, seed: int) -> None:
+    """Estimate the norms' statistics of each role, with draws that depend on the seed alone."""
+    if not net.norms():
+        return
+    batches, size = STATISTICS
+    device = next(net.parameters()).device
+    pairs = []
+    for index in range(batches):
+        rows = torch.randint(
+            len(train_set.pixels), (size,), generator=rng.generator(seed, index, "statistics")
+        )
+        x = images.to_float(train_set.pixels[rows])
+        z = noise(data.white(noise, size, seed, index, "statistics").to(device))
+        pairs.append((x.to(device), z))
+    estimate_statistics(net, pairs)
+
+
+@torch.no_grad()
+def picture(
+    run: Run, step: int, net: Network, noise: Noise, train_set: data.Images, columns: int = 12
+) -> None:
+    """samples/<step>.png: rows z, f(z), f(f(z)), f(f(f(z))), x, f(x), with batch statistics of 256."""
+    if not run.main:
+        return
+    device = next(net.parameters()).device
+    z = noise(data.white(noise, 256, 0, 0, "picture").to(device))
+    x = images.to_float(train_set.pixels[:256]).to(device)
+    net.train()
+    first, second, third = applications(net, z, 3)
+    mirrored = net(x, ("x",))
+    shown = {"z": z, "f(z)": first, "f(f(z))": second, "f(f(f(z)))": third, "x": x, "f(x)": mirrored}
+    strips = {caption: list(_visible(caption, rows[:columns]).cpu()) for caption, rows in shown.items()}
+    images.write(run.folder / "samples" / f"{step:08d}.png", images.rows(strips))
+
+
+def _visible(caption: str, rows: Tensor) -> Tensor:
+    # White noise leaves [-1, 1]: shown at a third of its contrast.
+    return (rows / 3 if caption == "z" else rows).clamp(-1, 1)
+
+
+def describe(config: TrainConfig) -> dict[str, str]:
+    """What `--dry-run` adds: the data, the number of parameters, the number of epochs."""
+    train_set = data.load(config)
+    net = network(config, train_set.shape)
+    epochs = config.steps * config.batch / len(train_set.pixels)
+    return {
+        "data": f"{train_set.name}, images {'x'.join(map(str, train_set.shape))}",
+        "network": f"{config.net}, {parameters(net):,} parameters",
+        "length": f"{config.steps:,} steps of {config.batch} images ({epochs:.0f} epochs)",
+    }

@@ -1,0 +1,36 @@
+"""The run folder: atomic files, configuration, manifest, metrics, log, checkpoints, resume, signals.
+
+Used by every paper that writes anything. Importing this package does not import torch.
+"""
+
+from paperkit.run.checkpoint import FORMAT, checkpoints, fill, load_checkpoint, load_weights, save_checkpoint
+from paperkit.run.config import commit, differences, from_json, now, suggest, to_json, versions
+from paperkit.run.files import atomic, explain, read_json, write_folder, write_json
+from paperkit.run.folder import Interrupted, Run, RunOptions, find, read_metrics, runs_folder
+
+__all__ = [
+    "FORMAT",
+    "Interrupted",
+    "Run",
+    "RunOptions",
+    "atomic",
+    "checkpoints",
+    "commit",
+    "differences",
+    "explain",
+    "fill",
+    "find",
+    "from_json",
+    "load_checkpoint",
+    "load_weights",
+    "now",
+    "read_json",
+    "read_metrics",
+    "runs_folder",
+    "save_checkpoint",
+    "suggest",
+    "to_json",
+    "versions",
+    "write_folder",
+    "write_json",
+]

@@ -1,0 +1,105 @@
+"""Checkpoints: weights in safetensors, the rest as plain data. Nothing in a checkpoint is ever executed."""
+
+import io
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paperkit import UserError
+from paperkit.run.files import write_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+FORMAT = 1
+"""Version of the checkpoint layout; a reader refuses newer ones."""
+
+
+def save_checkpoint(
+    folder: Path, step: int, weights: Mapping[str, Mapping[str, "Tensor"]], state: Any
+) -> None:
+    """Write one checkpoint folder: a safetensors file per group of `weights`, `state` for the rest.
+
+    `state` holds tensors, numbers, strings, lists and dicts only.
+    """
+    import torch
+    from safetensors.torch import save
+
+    files = {
+        f"{name}.safetensors": save(
+            {key: value.contiguous() for key, value in group.items()}, {"format": str(FORMAT)}
+        )
+        for name, group in weights.items()
+    }
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, "step": step, "state": state}, buffer)
+    write_folder(folder, {**files, "state.pt": buffer.getvalue()})
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoint folders of a run, oldest first."""
+    return sorted(path for path in (folder / "checkpoints").glob("[0-9]*") if path.is_dir())
+
+
+def load_weights(path: Path) -> dict[str, "Tensor"]:
+    """The tensors of a safetensors file; `UserError` when it is missing, corrupt or from a newer version."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as opened:
+            version = int((opened.metadata() or {}).get("format", FORMAT))
+            if version > FORMAT:
+                raise UserError(
+                    f"{path} was written by a newer version (format {version} > {FORMAT}): update paperkit"
+                )
+            return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - no mapping
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: the checkpoint is not whole") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} is corrupt ({error}): delete its folder to use the checkpoint before it"
+        ) from None
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, "Tensor"]], Any]:
+    """(weights by group, state) of one checkpoint folder. Nothing in it is executed.
+
+    Raises `UserError` for a file that is missing, corrupt, from a newer version, or holds anything but data.
+    """
+    import torch
+
+    path = folder / "state.pt"
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: the checkpoint is not whole") from None
+    except pickle.UnpicklingError:
+        raise UserError(f"{path} holds more than data and was not opened: it may carry code") from None
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is corrupt ({str(error).splitlines()[0]}): delete its folder to use the one before"
+        ) from None
+    if not isinstance(saved, dict) or "format" not in saved:
+        raise UserError(f"{path} is no checkpoint of ours: it lacks a format number")
+    if saved["format"] > FORMAT:
+        raise UserError(
+            f"{path} was written by a newer version (format {saved['format']} > {FORMAT}): update paperkit"
+        )
+    weights = {file.stem: load_weights(file) for file in sorted(folder.glob("*.safetensors"))}
+    return weights, saved["state"]
+
+
+def fill(module: "Module", weights: Mapping[str, "Tensor"], source: Path | str) -> None:
+    """Load `weights` into `module`; `UserError` names the first key or shape that does not fit."""
+    own = module.state_dict()
+    for key in sorted(set(own) ^ set(weights)):
+        raise UserError(
+            f"{source}: {'lacks' if key in own else 'has an unknown'} {key}: it is of another network"
+        )
+    for key, value in weights.items():
+        if value.shape != own[key].shape:
+            shapes = f"{tuple(value.shape)} instead of {tuple(own[key].shape)}"
+            raise UserError(f"{source}: {key} has shape {shapes}: it is of another configuration")
+    module.load_state_dict(dict(weights))
