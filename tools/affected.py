@@ -6,7 +6,7 @@
 Standard library only, so that it runs before anything is installed. The rules, first match wins:
 
 * a text for readers (`*.md` outside `src/`) and a result file (`results/*.json`): nothing. That the READMEs
-  show what the result files say is checked by the whole-workspace job, which always runs;
+  show what the result files say is checked by the lint job, which always runs;
 * a file of a paper, `packages/<paper>/…`: that paper and every paper that depends on it, by the pyprojects;
 * anything else (`shared/`, `uv.lock`, `pyproject.toml`, `tools/`, `.github/`, `.ci/`, `Makefile`, …): all.
 

@@ -248,10 +248,10 @@ def replace(file: Path, text: str) -> None:
     """Write a file whole or not at all, and keep its mode."""
     handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
     try:
-        with open(handle, "w", encoding="utf-8", newline="\n") as stream:  # noqa: PTH123 - a descriptor
+        with open(handle, "w", encoding="utf-8", newline="\n") as stream:
             stream.write(text)
         Path(temporary).chmod(file.stat().st_mode)
-        os.replace(temporary, file)  # noqa: PTH105
+        os.replace(temporary, file)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

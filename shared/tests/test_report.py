@@ -214,6 +214,12 @@ def test_samples_first_last_and_a_few_between(run: Path) -> None:
     first = base64.b64decode(pictures[0]["src"].removeprefix("data:image/png;base64,"))
     assert first == (run / "samples" / "000000.png").read_bytes()
     assert "5 more in samples/" in page(run).words
+    rows = [
+        a["class"]
+        for tag, a in page(run).tags
+        if tag == "div" and (a.get("class") or "").startswith("samples")
+    ]
+    assert rows == ["samples steps", "samples steps", "samples wide"]
 
 
 def test_one_curve_per_numeric_metric(run: Path) -> None:

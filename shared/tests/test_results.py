@@ -1,9 +1,11 @@
 """The schema and its checker, record builders, files, and the paired statistics against slow oracles."""
 
 import copy
+import importlib.metadata
 import itertools
 import json
 import math
+import re
 import subprocess
 import sys
 from fractions import Fraction
@@ -101,7 +103,9 @@ def test_a_claim_has_every_key_of_the_plan_and_is_valid() -> None:
     assert record["against"] == {"name": "untrained", **results.summary([10, 11, 12])}
     assert record["arms"]["held out"]["mean"] == 98.0
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
-    assert record["versions"]["einops"], "what the paper declares"
+    declared = [re.split(r"[^\w.-]", line)[0] for line in importlib.metadata.requires("ign")]
+    assert len(declared) > 3
+    assert {name: importlib.metadata.version(name) for name in declared}.items() <= record["versions"].items()
 
 
 @pytest.mark.parametrize(("statistic", "holds"), [(2.0, True), (1.999, False), (-3, False)])
