@@ -24,6 +24,7 @@ import numpy as np
 
 from paperkit import UserError
 from paperkit.run import atomic
+from paperkit.run.config import versions as installed
 from paperkit.statistics import (
     Better,
     McNemar,
@@ -218,13 +219,7 @@ def versions(paper: str) -> dict[str, str]:
         names |= {re.split(r"[^\w.-]", line)[0] for line in importlib.metadata.requires(paper) or []}
     except importlib.metadata.PackageNotFoundError:
         names.discard(paper)
-    found = {"python": platform.python_version()}
-    for name in sorted(names):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # an optional part, or one for another platform
-    return found
+    return installed(*sorted(names))
 
 
 def git_commit() -> tuple[str, bool]:
