@@ -6,14 +6,15 @@ the extra `nearest`.
 A row x (centred on the keys' mean, scaled by a power of two) gets 16 coordinates: its products with the keys'
 first 15 principal directions B, and the norm of what they leave. Distances between coordinates never exceed
 distances between rows. A balanced tree over the coordinates skips the keys that are farther away in them than
-the best score so far; every other key is scored in float64 (gpnn spec 11.4).
+the best score so far (gpnn spec 11.4). A key that is near enough is looked at with 15 more directions, and the
+norm of what all 30 leave; every key that is still near enough is scored in float64.
 
-Rounding, for a row with a = |x| and u = 2^-53 (`Space.error`): float64 sums of d products give 16 coordinates
-to 4 (d + 3) u a; B is within `defect` = |B'B - I| of an orthonormal matrix; the square of the residual norm is
-off by ((2 d + 60) u + 4 defect) a^2, hence the norm by the root of that; storing as float32 adds 2^-24 a. A
-distance of coordinates is off by the sum e of both rows' errors, and its square, a float32 sum of 16 squares
-of differences, relatively by less than 20 * 2^-24. So no key above (sqrt(best) + e)^2 (1 + 2^-19) can win
-(`limit_of`).
+Rounding, for a row with a = |x| and u = 2^-53 (`Space.error`): float64 sums of d products give 31 coordinates
+to 6 (d + 3) u a; B is within `defect` = |B'B - I| of an orthonormal matrix; the square of a residual norm is off
+by ((2 d + 90) u + 4 defect) a^2, hence the norm by the root of that; storing as float32 adds 2^-24 a. A distance
+of coordinates is off by the sum e of both rows' errors, and its square, a float32 sum of at most 33 squares of
+differences, none above it, relatively by less than 2^-18. So no key above (sqrt(best) + e)^2 (1 + 2^-18) can
+win (`limit_of`).
 """
 
 import inspect
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
     from paperkit.nearest import Items
 
 AXES = 16
+"""Coordinates in the tree: 15 directions and a residual norm; as many again for the second look."""
 LEAF = 16
+"""Rows in a leaf, at most."""
 
 
 def compiled(**options):
@@ -82,20 +85,22 @@ class Weight(NamedTuple):
 def project(rows, start, stop, center, unit, basis, out):
     """Coordinates of rows start .. stop."""
     data, origin, offset = rows
-    sums = np.empty(AXES)
+    sums = np.empty(2 * AXES)
     for i in range(start, stop):
         sums[:] = 0
         square = 0.0
         for t in range(len(offset)):
             value = (data[origin[i] + offset[t]] - center[t]) * unit
             square += value * value
-            for a in range(AXES):
+            for a in range(2 * AXES):
                 sums[a] += value * basis[t, a]
         rest = square
-        for a in range(AXES - 1):
-            out[i, a] = sums[a]
-            rest -= sums[a] * sums[a]
-        out[i, AXES - 1] = math.sqrt(max(rest, 0.0))
+        for a in range(2 * AXES):
+            if a % AXES == AXES - 1:
+                out[i, a] = math.sqrt(max(rest, 0.0))
+            else:
+                out[i, a] = sums[a]
+                rest -= sums[a] * sums[a]
 
 
 @strict
@@ -191,11 +196,22 @@ def leaf_distances(coordinate, leaf, query, out):
             out[n] += apart * apart
 
 
+@loose
+def second_look(bound, one, two):
+    """The squared distance `bound` in the first coordinates, with the second ones in place of the residual."""
+    residual = one[AXES - 1] - two[AXES - 1]
+    total = np.float32(0)
+    for a in range(AXES, 2 * AXES):
+        apart = one[a] - two[a]
+        total += apart * apart
+    return bound - residual * residual + total
+
+
 @strict
 def limit_of(score, unit, error):
     """Coordinate distances above this cannot win against `score`."""
     bound = math.sqrt(score * unit) + error
-    return np.float32(bound * bound * (1 + 2.0**-19) + 2.0**-100)
+    return np.float32(bound * bound * (1 + 2.0**-18) + 2.0**-100)
 
 
 @strict
@@ -203,6 +219,7 @@ def search(
     queries,
     keys,
     points,
+    others,
     start,
     stop,
     steps,
@@ -297,6 +314,9 @@ def search(
                 j = tree.member[leaf, n]
                 if j == at:
                     continue
+                closer = second_look(apart[n], query, others[j])
+                if (closer if plain else closer * weight.place[leaf, n]) > limit:
+                    continue
                 score = distance(queries, i, keys, j, buffer)
                 work[2] += 1
                 if not plain:
@@ -335,18 +355,20 @@ class Space:
         mean = sample.mean(0)
         self.unit = 2.0**-power
         sample = (sample - mean) * self.unit
-        kept = min(AXES - 1, keys.width)
+        kept = min(2 * (AXES - 1), keys.width)
         vectors = torch.linalg.eigh(sample.T @ sample).eigenvectors[:, -kept:].flip(1)
         defect = float((vectors.T @ vectors - torch.eye(kept, dtype=torch.float64)).norm())
         u, d = 2.0**-53, keys.width
-        self.error = 1.01 * (2.0**-24 + 4 * (d + 3) * u + defect + math.sqrt((2 * d + 60) * u + 4 * defect))
+        self.error = 1.01 * (2.0**-24 + 6 * (d + 3) * u + defect + math.sqrt((2 * d + 90) * u + 4 * defect))
         self.center = mean.numpy()
-        self.basis = np.zeros((d, AXES))
-        self.basis[:, :kept] = vectors.numpy()
+        self.basis = np.zeros((d, 2 * AXES))  # columns 15 and 31 stay empty: the residual norms' places
+        first = min(AXES - 1, kept)
+        self.basis[:, :first] = vectors[:, :first].numpy()
+        self.basis[:, AXES : AXES + kept - first] = vectors[:, first:].numpy()
 
     def points(self, rows: Rows) -> np.ndarray:
-        """Coordinates of all rows (row, AXES)."""
-        out = np.empty((len(rows.origin), AXES), np.float32)
+        """Coordinates of all rows (row, 2 AXES): for the tree, and for the second look."""
+        out = np.empty((len(rows.origin), 2 * AXES), np.float32)
         parallel(len(out), 4096, lambda a, b: project(rows, a, b, self.center, self.unit, self.basis, out))
         return out
 
@@ -354,11 +376,11 @@ class Space:
 def plant(points: np.ndarray) -> Tree:
     """The tree over rows with these coordinates; leaves hold between LEAF / 2 and LEAF rows."""
     levels = max(0, math.ceil(math.log2(len(points) / LEAF)))
-    order, begin, end, box = grow(np.ascontiguousarray(points.T), levels)
+    order, begin, end, box = grow(np.ascontiguousarray(points[:, :AXES].T), levels)
     begin, end = begin[2**levels - 1 :], end[2**levels - 1 :]
     place = begin[:, None] + np.arange(LEAF)
     member = order[np.minimum(place, end[:, None] - 1)]
-    return Tree(member, end - begin, box, np.ascontiguousarray(points[member].transpose(0, 2, 1)))
+    return Tree(member, end - begin, box, np.ascontiguousarray(points[:, :AXES][member].transpose(0, 2, 1)))
 
 
 def weigh(tree: Tree, scale: np.ndarray | None, least: np.ndarray | None, unit: float) -> Weight:
@@ -404,7 +426,7 @@ class Planted:
         self.items, self.space = items, space
         self.rows = table(items)
         self.points = space.points(self.rows)
-        self.longest = 1.001 * float(np.sqrt(np.einsum("na,na->n", self.points, self.points).max()))
+        self.longest = 1.001 * float(np.sqrt(np.einsum("na,na->n", *[self.points[:, :AXES]] * 2).max()))
         self._tree: Tree | None = None
 
     @property
@@ -441,7 +463,7 @@ def search_tree(
     def run(start: int, stop: int) -> None:
         done = np.zeros(3, np.int64)
         search(
-            queries.rows, keys.rows, queries.points, start, stop, steps, guesses, slots, lookup,
+            queries.rows, keys.rows, queries.points, keys.points, start, stop, steps, guesses, slots, lookup,
             keys.tree, weight, unit, error, best, slot, done,
         )  # fmt: skip
         np.add(work, done, out=work)
