@@ -218,7 +218,7 @@ def test_variable(everything: Path) -> None:
     assert paper(call(everything, "uv run --package alpha train", PAPER="beta")) == "beta"
     complaint = call(everything, "train", PAPER="gama", code=2)
     assert complaint == (
-        "train: PAPER=gama is not installed; did you mean gamma? Installed: alpha, beta, gamma\n"
+        "train: PAPER=gama is not installed (did you mean gamma?); installed: alpha, beta, gamma\n"
     )
     assert "mean" not in call(everything, "train", PAPER="zzz", code=2)
 

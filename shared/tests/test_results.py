@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from paperkit import UserError, results
+from paperkit import UserError, provenance, results
 
 CLAIM = {
     "paper": "ign",
@@ -352,20 +352,20 @@ def test_the_commit_is_that_of_the_sources(tmp_path: Path, monkeypatch: pytest.M
         ).stdout.strip()
 
     (tmp_path / "src").mkdir()
-    module = tmp_path / "src" / "results.py"
+    module = tmp_path / "src" / "provenance.py"
     module.write_text("1")
-    monkeypatch.setattr(results, "__file__", str(module))
-    assert results.git_commit() == ("unknown", False)
+    monkeypatch.setattr(provenance, "__file__", str(module))
+    assert provenance.commit() == ("unknown", False)
     git("init", "-q")
-    assert results.git_commit() == ("unknown", False), "an untracked copy inside a repository"
+    assert provenance.commit() == ("unknown", False), "an untracked copy inside a repository"
     git("add", ".")
     git("commit", "-qm", "first")
-    assert results.git_commit() == (git("rev-parse", "HEAD"), False)
+    assert provenance.commit() == (git("rev-parse", "HEAD"), False)
     (tmp_path / "packages" / "ign" / "results").mkdir(parents=True)
     (tmp_path / "packages" / "ign" / "results" / "a.json").write_text("{}")
-    assert results.git_commit()[1] is False, "result files of this very run do not count"
+    assert provenance.commit()[1] is False, "result files of this very run do not count"
     (tmp_path / "other.py").write_text("2")
-    assert results.git_commit() == (git("rev-parse", "HEAD"), True)
+    assert provenance.commit() == (git("rev-parse", "HEAD"), True)
 
 
 def test_outside_git_the_record_is_still_valid(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,7 +376,7 @@ def test_outside_git_the_record_is_still_valid(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_paper_that_is_not_installed_still_has_versions() -> None:
-    found = results.versions("no-such-paper")
+    found = provenance.versions("no-such-paper")
     assert {"python", "torch", "numpy", "paperkit"} == set(found)
 
 

@@ -10,17 +10,22 @@ import contextlib
 import dataclasses
 import importlib
 import io
+import itertools
 import json
 import os
 import re
 import sys
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from paperkit import UserError
-from paperkit.run import Interrupted, RunOptions, find, from_json, read_json, suggest
+from paperkit import UserError, suggest
+from paperkit.run import Interrupted, RunOptions, find, from_json, read_json, to_json
+
+OWN_FLAGS = ("--preset", "--config", "--dry-run", "--help")
+"""Flags of every verb beside those of its configuration."""
 
 
 @dataclass(frozen=True)
@@ -53,48 +58,80 @@ class Paper:
 
 
 def main(paper: Paper, argv: Sequence[str] | None = None) -> int:
-    """Run a paper's command line and return its exit code: 0, 1 (bug), 2 (bad input), 130/143 (signal)."""
+    """Run a paper's command line and return its exit code.
+
+    0: done. 1: a bug, with its traceback. 2: bad input. 130, 143: stopped by Ctrl-C or SIGTERM. 141: the
+    reader of the output went away.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     # Before torch starts its threads: ones that spin while they wait slow a busy machine down tenfold.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        return _main(paper, words)
+        _main(paper, words)
+        _flush()
+        return 0
     except UserError as error:
         print(f"{paper.name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except Interrupted as stop:
-        print(f"{paper.name}: {stop}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of several processes one says it
+            print(f"{paper.name}: {stop}", file=sys.stderr)
         return stop.code
     except KeyboardInterrupt:
         print(f"{paper.name}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of our output went away (`| head`): not a failure, and nothing more can be said.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        _discard_output()  # `| head`: nothing more can be said
+        return 141
 
 
-def _main(paper: Paper, words: list[str]) -> int:
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard_output()
+        raise UserError(f"cannot write the output: {error.strerror}") from None
+
+
+def _discard_output() -> None:
+    """Point stdout at nothing, so that Python does not fail on what is still in its buffer when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _main(paper: Paper, words: list[str]) -> None:
     if not words or words[0] in ("-h", "--help"):
         print(_overview(paper))
-        return 0
+        return
     name, rest = words[0], words[1:]
     if name in paper.absent:
         raise UserError(paper.absent[name])
     if name not in paper.verbs:
-        raise UserError(f"no verb {name}{suggest(name, paper.verbs)}; the verbs are {', '.join(paper.verbs)}")
+        known = ", ".join(paper.verbs)
+        if name.startswith("-"):
+            raise UserError(f"the verb comes first, then {name}; the verbs are {known}")
+        raise UserError(f"no verb {name}{suggest(name, paper.verbs)}; the verbs are {known}")
     verb = paper.verbs[name]
-    command, preset, dry = parse(paper, name, rest)
+    try:
+        command, preset, dry = parse(paper, name, rest)
+    except SystemExit as stop:  # after --help
+        if stop.code not in (0, None):
+            raise
+        return
     if dry:
         print(dry_run(paper, name, command, preset))
-        return 0
+        return
     target = resolve(verb.call)
     if verb.runs:
-        print(f"{paper.name} · {paper.title} (arXiv {paper.arxiv}) · preset {preset or 'custom'}", flush=True)
+        if os.environ.get("RANK", "0") == "0":
+            print(
+                f"{paper.name} · {paper.title} (arXiv {paper.arxiv}) · preset {preset or 'custom'}",
+                flush=True,
+            )
         target(command.config, command.options, preset)
     else:
         target(command.config)
-    return 0
 
 
 def resolve(place: str) -> Callable[..., Any]:
@@ -110,9 +147,11 @@ def parse(paper: Paper, name: str, words: list[str]) -> tuple[Any, str, bool]:
     """(command with .config and .options, preset, dry run) of the words after a verb.
 
     The preset (or the stored configuration of `--resume`, or a file given by `--config`) is resolved first;
-    the other flags override it. `--help` prints and exits with 0.
+    the other flags override it. Words after `--` are no flags. `--help` prints and raises SystemExit(0).
     """
     verb = paper.verbs[name]
+    end = words.index("--") if "--" in words else len(words)
+    words, literal = words[:end], words[end:]
     words, dry = _take_switch(words, "-n", "--dry-run")
     words, preset = _take_value(words, "--preset")
     words, file = _take_value(words, "--config")
@@ -123,64 +162,115 @@ def parse(paper: Paper, name: str, words: list[str]) -> tuple[Any, str, bool]:
         )
     if preset and file:
         raise UserError("--preset and --config both name a configuration: give one of them")
-    resumed = _peek(words, "--resume") if verb.runs else None
+    resumed = _take_value(words, "--resume")[1] if verb.runs else ""
     base, preset = _base(paper, verb, preset, file, resumed)
-    return _flags(paper, name, verb, base, words), preset, dry
+    return _flags(paper, name, verb, base, words + literal), preset, dry
 
 
-def _base(paper: Paper, verb: Verb, preset: str, file: str, resumed: str | None) -> tuple[Any, str]:
-    """The configuration that the flags override, and its name."""
+def _base(paper: Paper, verb: Verb, preset: str, file: str, resumed: str) -> tuple[Any, str]:
+    """The configuration that the flags override (None: the class's defaults), and its name."""
     if file:
+        if not Path(file).is_file():
+            raise UserError(f"--config {file}: there is no such file; name the config.json of a run")
         return from_json(verb.config, read_json(Path(file)), file), ""
     if resumed and not preset:
         folder = find(paper.name, resumed)
         stored = from_json(verb.config, read_json(folder / "config.json"), str(folder / "config.json"))
         return stored, str(read_json(folder / "manifest.json").get("preset", ""))
     preset = preset or verb.default
-    if preset:
-        return verb.presets[preset][0], preset
-    required = any(
-        each.default is each.default_factory is dataclasses.MISSING
-        for each in dataclasses.fields(verb.config)
-    )
-    return None if required else verb.config(), ""
+    return (verb.presets[preset][0] if preset else None), preset
 
 
 def _flags(paper: Paper, name: str, verb: Verb, base: Any, words: list[str]) -> Any:
+    """The command: `base` overridden by the flags."""
     import tyro
 
-    fields: list[Any] = [("config", Annotated[verb.config, tyro.conf.arg(name="")])]
+    parts: list[Any] = [("config", verb.config, dataclasses.MISSING if base is None else base)]
     if verb.runs:
-        fields.append(("options", Annotated[RunOptions, tyro.conf.arg(name="")], RunOptions()))
-    command = dataclasses.make_dataclass("Command", fields, frozen=True)
-    # Without a base (some field is required) the flags fall back on the dataclass's own defaults.
-    default = command(*([base, RunOptions()] if verb.runs else [base])) if base else None
+        parts.append(("options", RunOptions, RunOptions()))
+    fields = [(part, Annotated[kind, tyro.conf.arg(name="")], _default(value)) for part, kind, value in parts]
+    see = f"see {paper.name} {name} --help"
+    known = [*OWN_FLAGS, *(flag for _, kind, _ in parts for flag in flags_of(kind))]
+    for word in itertools.takewhile(lambda word: word != "--", words):
+        flag = word.partition("=")[0]
+        if flag.startswith("--") and flag.replace("_", "-") not in known:
+            hint = suggest(flag[2:], [name[2:] for name in known]).replace("mean ", "mean --")
+            raise UserError(f"no flag {flag}{hint}; {see}")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                command,
+            command, stray = tyro.cli(
+                dataclasses.make_dataclass("Command", fields, frozen=True),
                 args=words,
-                default=default,
                 prog=f"{paper.name} {name}",
                 description=_description(paper, verb),
-                config=(tyro.conf.FlagConversionOff, tyro.conf.ConsolidateSubcommandArgs),
+                return_unknown_args=True,
             )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise UserError(one_line(said.getvalue(), f"{paper.name} {name}")) from None
+        raise UserError(f"{one_line(said.getvalue(), words, verb.config)}; {see}") from None
+    if stray:
+        truth = stray[0].lower() in ("true", "false")
+        hint = " (a switch takes no value: --flag or --no-flag)" if truth else ""
+        raise UserError(f"unexpected word {stray[0]}{hint}; {see}")
+    return command
 
 
-def one_line(box: str, command: str) -> str:
-    """tyro's framed message as one line: the message, the nearest flag, where the help is."""
-    rows = [re.sub(r"\x1b\[[0-9;]*m", "", row).strip(" │╭╰╮╯") for row in box.splitlines()]
-    rows = [row for row in rows[1:] if row and not row.endswith("─")]
-    text = " ".join(rows)
-    message = re.split(r"─{3,}|Perhaps you meant|Argument helptext|For full helptext", text)[0].strip(" :.")
-    near = re.search(r"Perhaps you meant:?\s*(--[\w.-]+)", text)
-    hint = f" (did you mean {near.group(1)}?)" if near else ""
-    return f"{message}{hint}; see {command} --help"
+def _default(value: Any) -> Any:
+    # A factory: a configuration that holds a list is refused as a plain default.
+    return field() if value is dataclasses.MISSING else field(default_factory=lambda: value)
+
+
+def flags_of(kind: type, prefix: str = "") -> list[str]:
+    """The flags of a configuration dataclass, as tyro names them."""
+    import tyro
+
+    hints = typing.get_type_hints(kind, include_extras=True)
+    positional = tyro.conf.Positional[str].__metadata__[0]  # pyright: ignore[reportAttributeAccessIssue]
+    found = []
+    for part in dataclasses.fields(kind):
+        hint, flag = hints[part.name], part.name.replace("_", "-")
+        if dataclasses.is_dataclass(hint):
+            found += flags_of(hint, f"{prefix}{flag}.")  # pyright: ignore[reportArgumentType]
+        elif positional not in getattr(hint, "__metadata__", ()):
+            found += [f"--{prefix}{flag}", *([f"--{prefix}no-{flag}"] if hint is bool else [])]
+    return found
+
+
+def one_line(box: str, words: Sequence[str], config: type) -> str:
+    """tyro's framed message about `words` as one line that says what the flag takes."""
+    rows = [re.sub(r"\x1b\[[0-9;]*m", "", row).strip(" │╭╰╮╯─") for row in box.splitlines()]
+    text = " ".join(row for row in rows if row)
+    if found := re.search(r"Missing value for argument '(?:\S+, )*(\S+)'\. Expected (\d+) value", text):
+        flag, count = found.groups()
+        return f"{flag.removeprefix('config.')} needs {'a value' if count == '1' else f'{count} values'}"
+    if found := re.search(r"invalid choice '(.*)' for argument '(\S+)'\. Expected one of \((.*?),?\)", text):
+        wrong, flag, listed = found.groups()
+        choices = listed.replace("'", "").split(", ")
+        return f"{flag} {wrong}: choose from {', '.join(choices)}{suggest(wrong, choices)}"
+    if found := re.search(r"Error parsing (--\S+):", text):
+        flag = found[1]
+        takes = next((row.removeprefix(flag) for row in rows if row.startswith(f"{flag} ")), " another type")
+        return f"{flag} takes{takes}, not {_given(words, flag)}"
+    if text.startswith("Required options"):
+        needed = [part.name for part in dataclasses.fields(config) if _is_required(part)]
+        return f"{' and '.join(needed)} must be given"
+    return re.split(r"Argument helptext|For full helptext", text)[0].strip(" :.")
+
+
+def _is_required(part: "dataclasses.Field[Any]") -> bool:
+    return part.default is dataclasses.MISSING and part.default_factory is dataclasses.MISSING
+
+
+def _given(words: Sequence[str], flag: str) -> str:
+    """The words that were given to a flag."""
+    for index in range(len(words) - 1, -1, -1):
+        name, equals, value = words[index].partition("=")
+        if name.replace("_", "-") == flag:
+            following = itertools.takewhile(lambda word: not word.startswith("--"), words[index + 1 :])
+            return value if equals else " ".join(following)
+    return "what was given"
 
 
 def _take_switch(words: list[str], *names: str) -> tuple[list[str], bool]:
@@ -189,23 +279,15 @@ def _take_switch(words: list[str], *names: str) -> tuple[list[str], bool]:
 
 def _take_value(words: list[str], name: str) -> tuple[list[str], str]:
     """Take `name value` or `name=value` out of the words; the last one counts."""
-    kept, value, index = [], "", 0
-    while index < len(words):
-        word = words[index]
-        if word == name:
-            if index + 1 == len(words) or words[index + 1].startswith("-"):
-                raise UserError(f"{name} needs a value")
-            value, index = words[index + 1], index + 1
-        elif word.startswith(f"{name}="):
-            value = word.partition("=")[2]
-        else:
+    kept, value, remaining = [], "", iter(words)
+    for word in remaining:
+        if word != name and not word.startswith(f"{name}="):
             kept.append(word)
-        index += 1
+            continue
+        value = next(remaining, "") if word == name else word.partition("=")[2]
+        if not value or (word == name and value.startswith("-")):
+            raise UserError(f"{name} needs a value")
     return kept, value
-
-
-def _peek(words: list[str], name: str) -> str:
-    return _take_value(words, name)[1]
 
 
 # ---- what is printed ---------------------------------------------------------------------------------------
@@ -250,5 +332,5 @@ def dry_run(paper: Paper, name: str, command: Any, preset: str) -> str:
         )
     width = max((len(label) for label in facts), default=0)
     rows += [f"{label:<{width}}  {text}" for label, text in facts.items()]
-    rows.append(json.dumps(dataclasses.asdict(command.config), indent=2, default=str))
+    rows.append(json.dumps(to_json(command.config), indent=2, ensure_ascii=False))
     return "\n".join(rows)

@@ -55,9 +55,7 @@ def choose(device: str = "auto", precision: Precision = "auto") -> Device:
 def _device(name: str) -> tuple[torch.device, str]:
     if name == "auto":
         if torch.cuda.is_available():
-            # Under a launcher each process of a machine has a GPU of its own.
-            index = int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
-            return torch.device("cuda", index), torch.cuda.get_device_name(index)
+            return _own_gpu(), torch.cuda.get_device_name(_own_gpu())
         if torch.backends.mps.is_available():
             return torch.device("mps"), "Apple GPU"
         return torch.device("cpu"), "no GPU found"
@@ -65,35 +63,22 @@ def _device(name: str) -> tuple[torch.device, str]:
         chosen = torch.device(name)
     except RuntimeError:
         raise UserError(f"--device {name} is no device: use auto, cpu, cuda, cuda:0 or mps") from None
+    if chosen.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"--device {name} is not supported: use auto, cpu, cuda or mps")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {name}: no CUDA GPU on this machine, use --device cpu or auto")
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"--device {name}: no Apple GPU on this machine, use --device cpu or auto")
+    if chosen.type != "cuda":
+        return torch.device(chosen.type), "as asked"  # "cpu:1" is the same processor
+    chosen = _own_gpu() if chosen.index is None else chosen
+    if not 0 <= chosen.index < torch.cuda.device_count():
         raise UserError(
             f"--device {name}: this machine has {torch.cuda.device_count()} GPU(s), counted from 0"
         )
-    if chosen.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError(f"--device {name}: no Apple GPU on this machine, use --device cpu or auto")
-    if chosen.type not in ("cpu", "cuda", "mps"):
-        raise UserError(f"--device {name} is not supported: use auto, cpu, cuda or mps")
     return chosen, "as asked"
 
 
-def hardware(device: torch.device | None = None) -> str:
-    """One line for manifests and results: the GPU's or CPU's name, threads, memory in GiB."""
-    import platform
-
-    import psutil
-
-    if device is not None and device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory / 2**30
-        return f"{torch.cuda.get_device_name(device)}, {memory:.0f} GiB"
-    memory = psutil.virtual_memory().total / 2**30
-    return f"{_cpu_name(platform)}, {torch.get_num_threads()} threads, {memory:.0f} GiB"
-
-
-def _cpu_name(platform) -> str:
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
-        for line in lines:
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+def _own_gpu() -> torch.device:
+    # Under a launcher each process of a machine has a GPU of its own.
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())

@@ -12,7 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import NamedTuple
 
-from paperkit import UserError
+from paperkit import UserError, suggest
 
 GROUP = "paperkit.papers"
 
@@ -134,13 +134,10 @@ def _takes_next_word(word: str) -> bool:
 
 
 def _by_name(named: str, papers: Mapping[str, object]) -> str:
-    import difflib
-
     if normalised(named) in papers:
         return normalised(named)
-    near = difflib.get_close_matches(normalised(named), papers, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else "."
-    raise UserError(f"PAPER={named} is not installed{hint} Installed: {', '.join(papers)}")
+    hint = suggest(normalised(named), papers)
+    raise UserError(f"PAPER={named} is not installed{hint}; installed: {', '.join(papers)}")
 
 
 def _from_uv(papers: Mapping[str, object]) -> str | None:

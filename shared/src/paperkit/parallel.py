@@ -48,6 +48,8 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     if world()[1] == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return
     flat = torch.cat([g.reshape(-1) for g in gradients])
     dist.all_reduce(flat)
     flat /= world()[1]
@@ -84,7 +86,10 @@ def agree(value: str) -> str:
 
 def largest(value: int) -> int:
     """The largest of the processes' values."""
-    number = torch.tensor(value)
-    if world()[1] > 1:
-        dist.all_reduce(number, op=dist.ReduceOp.MAX)
+    if world()[1] == 1:
+        return value
+    # NCCL carries nothing that lies on the CPU.
+    place = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else None
+    number = torch.tensor(value, device=place)
+    dist.all_reduce(number, op=dist.ReduceOp.MAX)
     return int(number)

@@ -8,13 +8,10 @@ threshold = -(tolerance). A benchmark holds when against / ours >= target, both 
 here from the values, never given. A claim that does not hold is kept, with an explanation.
 """
 
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import re
-import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,8 +20,8 @@ from typing import Any, SupportsFloat
 import numpy as np
 
 from paperkit import UserError
+from paperkit.provenance import commit, hardware, versions
 from paperkit.run import atomic
-from paperkit.run.config import versions as installed
 from paperkit.statistics import (
     Better,
     McNemar,
@@ -45,15 +42,12 @@ __all__ = [
     "benchmark",
     "check",
     "claim",
-    "git_commit",
-    "hardware",
     "mcnemar",
     "paired",
     "path",
     "read",
     "spearman",
     "summary",
-    "versions",
     "write",
 ]
 
@@ -179,68 +173,15 @@ def _timing(values: Numbers) -> Record:
 
 
 def _circumstances(paper: str, wall_s: SupportsFloat, device: str) -> Record:
-    commit, dirty = git_commit()
+    revision, dirty = commit()
     return {
         "hardware": hardware(device),
         "wall_s": round(float(wall_s), 3),
         "versions": versions(paper),
-        "commit": commit,
+        "commit": revision,
         "dirty": dirty,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def hardware(device: str = "cpu") -> str:
-    """The processor, the cores that this process may use, memory, and the GPU where `device` names one."""
-    import psutil
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = psutil.virtual_memory().total / 2**30
-    text = f"{_processor()}, {cores} cores, {memory:.0f} GiB"
-    if device.startswith("cuda"):
-        import torch
-
-        text = f"{torch.cuda.get_device_name(device)}; {text}"
-    return text
-
-
-def _processor() -> str:
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
-
-
-def versions(paper: str) -> dict[str, str]:
-    """Python and the installed versions of the paper, of `paperkit`, and of what the paper declares."""
-    names = {"numpy", "torch", "paperkit", paper}
-    try:
-        names |= {re.split(r"[^\w.-]", line)[0] for line in importlib.metadata.requires(paper) or []}
-    except importlib.metadata.PackageNotFoundError:
-        names.discard(paper)
-    return installed(*sorted(names))
-
-
-def git_commit() -> tuple[str, bool]:
-    """Commit of the working tree that holds this file, and whether that differs; ("unknown", False) without.
-
-    Result files themselves do not count as a difference: one command writes several in a row.
-    """
-    here = Path(__file__).resolve()
-
-    def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(here.parent), *words], capture_output=True, text=True, check=True
-        )
-        return done.stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", here.name)  # an installed copy inside somebody's repository
-        changed = git("status", "--porcelain", "--", ":/", ":(top,exclude,glob)**/results/*.json")
-        return git("rev-parse", "HEAD"), bool(changed)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown", False
 
 
 # ------------------------------------------------------------------------------------ schema, files

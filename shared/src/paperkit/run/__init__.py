@@ -3,8 +3,9 @@
 Used by every paper that writes anything. Importing this package does not import torch.
 """
 
+from paperkit import suggest
 from paperkit.run.checkpoint import FORMAT, checkpoints, fill, load_checkpoint, load_weights, save_checkpoint
-from paperkit.run.config import commit, differences, from_json, now, suggest, to_json, versions
+from paperkit.run.config import differences, from_json, to_json
 from paperkit.run.files import atomic, explain, read_json, write_folder, write_json
 from paperkit.run.folder import Interrupted, Run, RunOptions, find, read_metrics, runs_folder
 
@@ -15,7 +16,6 @@ __all__ = [
     "RunOptions",
     "atomic",
     "checkpoints",
-    "commit",
     "differences",
     "explain",
     "fill",
@@ -23,14 +23,12 @@ __all__ = [
     "from_json",
     "load_checkpoint",
     "load_weights",
-    "now",
     "read_json",
     "read_metrics",
     "runs_folder",
     "save_checkpoint",
     "suggest",
     "to_json",
-    "versions",
     "write_folder",
     "write_json",
 ]

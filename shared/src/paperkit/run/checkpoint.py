@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Version of the checkpoint layout; a reader refuses newer ones."""
+VERSION_KEY = "paperkit_format"
+"""Where a safetensors file carries it; the key "format" belongs to the libraries that read such files."""
 
 
 def save_checkpoint(
@@ -27,20 +29,21 @@ def save_checkpoint(
     import torch
     from safetensors.torch import save
 
-    files = {
-        f"{name}.safetensors": save(
-            {key: value.contiguous() for key, value in group.items()}, {"format": str(FORMAT)}
-        )
-        for name, group in weights.items()
-    }
+    files = {}
+    for name, group in weights.items():
+        # A copy each: safetensors takes no two tensors that share memory, as tied weights do.
+        copies = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in group.items()}
+        files[f"{name}.safetensors"] = save(copies, {"format": "pt", VERSION_KEY: str(FORMAT)})
     buffer = io.BytesIO()
-    torch.save({"format": FORMAT, "step": step, "state": state}, buffer)
+    torch.save({"format": FORMAT, "step": step, "groups": sorted(weights), "state": state}, buffer)
     write_folder(folder, {**files, "state.pt": buffer.getvalue()})
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first."""
-    return sorted(path for path in (folder / "checkpoints").glob("[0-9]*") if path.is_dir())
+    return sorted(
+        path for path in (folder / "checkpoints").glob("*") if path.is_dir() and path.name.isdecimal()
+    )
 
 
 def load_weights(path: Path) -> dict[str, "Tensor"]:
@@ -49,18 +52,12 @@ def load_weights(path: Path) -> dict[str, "Tensor"]:
 
     try:
         with safe_open(path, "pt") as opened:
-            version = int((opened.metadata() or {}).get("format", FORMAT))
-            if version > FORMAT:
-                raise UserError(
-                    f"{path} was written by a newer version (format {version} > {FORMAT}): update paperkit"
-                )
+            _refuse_newer(path, (opened.metadata() or {}).get(VERSION_KEY, str(FORMAT)))
             return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - no mapping
     except FileNotFoundError:
         raise UserError(f"{path} is missing: the checkpoint is not whole") from None
     except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} is corrupt ({error}): delete its folder to use the checkpoint before it"
-        ) from None
+        raise _corrupt(path, error) from None
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, "Tensor"]], Any]:
@@ -76,19 +73,33 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, "Tensor"]], Any]:
     except FileNotFoundError:
         raise UserError(f"{path} is missing: the checkpoint is not whole") from None
     except pickle.UnpicklingError:
-        raise UserError(f"{path} holds more than data and was not opened: it may carry code") from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise UserError(
-            f"{path} is corrupt ({str(error).splitlines()[0]}): delete its folder to use the one before"
+            f"{path} is corrupt or holds more than data, perhaps code, and was not opened: use another"
         ) from None
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged bytes end in almost any exception of the reader
+        raise _corrupt(path, error) from None
     if not isinstance(saved, dict) or "format" not in saved:
         raise UserError(f"{path} is no checkpoint of ours: it lacks a format number")
-    if saved["format"] > FORMAT:
+    _refuse_newer(path, saved["format"])
+    if missing := {"groups", "state"} - set(saved):
+        raise UserError(f"{path} lacks {min(missing)}: the checkpoint is not whole")
+    return {name: load_weights(folder / f"{name}.safetensors") for name in saved["groups"]}, saved["state"]
+
+
+def _refuse_newer(path: Path, version: Any) -> None:
+    if not str(version).isdecimal():
+        raise UserError(f"{path} is no checkpoint of ours: its format is {version!r}, not a number")
+    if int(version) > FORMAT:
         raise UserError(
-            f"{path} was written by a newer version (format {saved['format']} > {FORMAT}): update paperkit"
+            f"{path} was written by a newer version (format {version} > {FORMAT}): update paperkit"
         )
-    weights = {file.stem: load_weights(file) for file in sorted(folder.glob("*.safetensors"))}
-    return weights, saved["state"]
+
+
+def _corrupt(path: Path, error: Exception) -> UserError:
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return UserError(f"{path} is corrupt ({reason}): delete its folder to use the checkpoint before it")
 
 
 def fill(module: "Module", weights: Mapping[str, "Tensor"], source: Path | str) -> None:

@@ -1,50 +1,17 @@
-"""Configurations: frozen dataclasses to JSON and back, their differences, the facts of a process."""
+"""Configurations: frozen dataclasses to JSON and back, and the keys in which two of them differ."""
 
 import contextlib
 import dataclasses
-import difflib
 import json
-import platform
-import subprocess
 import types
 import typing
-from collections.abc import Iterable, Mapping
-from datetime import datetime
-from importlib import metadata
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from paperkit import UserError
+from paperkit import UserError, suggest
 
 T = TypeVar("T")
-
-
-def now() -> str:
-    """The local time with its zone, ISO 8601, to the second."""
-    return datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-def commit(folder: Path | None = None) -> tuple[str, bool]:
-    """(commit, dirty) of the git checkout around `folder` (default: this file), else ("unknown", False)."""
-    where = folder or Path(__file__).parent
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(where), *words], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown", False
-
-
-def versions(*names: str) -> dict[str, str]:
-    """Python's version and those of the named distributions that are installed."""
-    found = {"python": platform.python_version()}
-    for name in names:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
 
 
 def to_json(config: Any) -> dict[str, Any]:
@@ -55,57 +22,70 @@ def to_json(config: Any) -> dict[str, Any]:
 def from_json(kind: type[T], values: Mapping[str, Any], source: str = "configuration") -> T:
     """A configuration dataclass of `kind` from JSON values; keys that are absent keep their defaults.
 
-    Raises `UserError` for a key that `kind` does not have and for a value of another type.
+    Fields may be numbers, text, booleans, None, paths, `Literal`, unions, tuples and further dataclasses.
+    Raises `UserError` for a key that `kind` does not have, one that it needs, and a value of another type.
     """
     hints = typing.get_type_hints(kind)
-    known = {field.name for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise UserError(f"{source}: unknown key {unknown[0]}{suggest(unknown[0], known)}")
+    fields = dataclasses.fields(kind)  # pyright: ignore[reportArgumentType]
+    known = [field.name for field in fields]
+    for name in values:
+        if name not in known:
+            raise UserError(f"{source}: unknown key {name}{suggest(name, known)}")
+    for field in fields:
+        if field.name not in values and _required(field):
+            raise UserError(f"{source}: the key {field.name} is missing")
     return kind(**{name: _value(hints[name], value, f"{source}: {name}") for name, value in values.items()})
+
+
+def _required(field: "dataclasses.Field[Any]") -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Annotated:
-        return _value(arguments[0], value, where)
+    if hint is Any:
+        return value
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return from_json(hint, value, where)  # pyright: ignore[reportArgumentType]
-    if origin is typing.Literal:
-        fits = value in arguments
-    elif origin is tuple:
-        if isinstance(value, list):
-            kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
-            if len(kinds) == len(value):
-                return tuple(_value(kind, item, where) for kind, item in zip(kinds, value, strict=True))
-        fits = False
-    elif origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _value(next(kind for kind in arguments if kind is not type(None)), value, where)
-    elif hint is float:
-        fits = isinstance(value, int | float) and not isinstance(value, bool)
-        value = float(value) if fits else value
-    elif hint is Path:
+    if origin in (typing.Union, types.UnionType):
+        return _first_that_fits(arguments, value, where)
+    if origin is tuple and isinstance(value, list):
+        kinds = arguments[:1] * len(value) if arguments[-1:] == (Ellipsis,) else arguments
+        if len(kinds) == len(value):
+            return tuple(_value(kind, item, where) for kind, item in zip(kinds, value, strict=True))
+    if origin is typing.Literal and any(value == a and type(value) is type(a) for a in arguments):
+        return value
+    if hint is float and type(value) is int:
+        return float(value)
+    if hint is Path and isinstance(value, str):
         return Path(value)
-    else:
-        fits = type(value) is hint
-    if not fits:
-        raise UserError(f"{where}: {value!r} does not fit {getattr(hint, '__name__', hint)}")
-    return value
+    if type(value) is hint:
+        return value
+    raise _misfit(hint, value, where)
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """' (did you mean X?)' for the known word nearest to `word`, or ''."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {near[0]}?)" if near else ""
+def _first_that_fits(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and types.NoneType in kinds:
+        return None
+    kinds = tuple(kind for kind in kinds if kind is not types.NoneType)
+    if len(kinds) == 1:
+        return _value(kinds[0], value, where)
+    for kind in kinds:
+        with contextlib.suppress(UserError):
+            return _value(kind, value, where)
+    raise _misfit(typing.Union[kinds], value, where)  # noqa: UP007 - built from a tuple
 
 
-def differences(stored: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The keys in which two configurations differ, each as 'key: stored -> now'."""
+def _misfit(hint: Any, value: Any, where: str) -> UserError:
+    name = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+    return UserError(f"{where}: {value!r} does not fit {name}")
+
+
+def differences(stored: Mapping[str, Any], present: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The keys in which two configurations differ, each as 'key: stored -> present'."""
     found = []
-    for key in sorted(set(stored) | set(now)):
-        old, new = stored.get(key), now.get(key)
+    for key in sorted(set(stored) | set(present)):
+        old, new = stored.get(key), present.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += differences(old, new, f"{prefix}{key}.")
         elif old != new:

@@ -4,11 +4,11 @@ import contextlib
 import errno
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from paperkit import UserError
 
@@ -25,43 +25,45 @@ def explain(error: OSError, path: Path) -> UserError:
 
 
 @contextlib.contextmanager
-def atomic(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
+def atomic(path: str | os.PathLike[str], mode: Literal["wb", "w"] = "wb") -> Iterator[IO[Any]]:
     """Open a temporary file beside `path`; rename it to `path` when the block ends well, else remove it.
 
     Missing parent folders are made. `mode` is "wb" or "w" (UTF-8). Raises `UserError` when the disk is full
     or the folder cannot be written; then nothing is left behind and an older file at `path` is untouched.
     """
     target = Path(path)
-    temporary = None
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-        with open(handle, mode, encoding=None if "b" in mode else "utf-8") as stream:
+        # "x": no other file's content is touched, and the permissions are those of any new file.
+        with open(temporary, mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
-        temporary = None
     except OSError as error:
+        # The block may have failed on a file of its own: that is no failure to write this one.
+        if error.filename is not None and not _concerns(error, temporary, target):
+            raise
         raise explain(error, target) from error
     finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _concerns(error: OSError, temporary: Path, target: Path) -> bool:
+    return Path(os.fsdecode(error.filename)) in (temporary, target, *target.parents)
 
 
 def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
-    """Write `files` into a temporary folder beside `target`, then rename it there."""
-    temporary = target.with_name(f".{target.name}.tmp")
+    """Write `files` into a temporary folder beside `target`, then rename it there; else nothing is left.
+
+    A folder that stands at `target` already is replaced. Raises `UserError` as `atomic` does.
+    """
+    temporary, old = (target.with_name(f".{target.name}.{word}") for word in ("tmp", "old"))
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
         temporary.mkdir(parents=True)
         for name, content in files.items():
             with open(temporary / name, "wb") as stream:
@@ -69,11 +71,13 @@ def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
                 stream.flush()
                 os.fsync(stream.fileno())
         if target.exists():
-            shutil.rmtree(target)
+            os.replace(target, old)
         os.replace(temporary, target)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise explain(error, target) from error
+    finally:
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:

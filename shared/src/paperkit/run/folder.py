@@ -1,23 +1,26 @@
 """The run folder and the training loop's frame: log, metrics, resume, signals, progress."""
 
 import contextlib
+import itertools
 import json
 import os
+import platform
 import shlex
 import shutil
 import signal
 import sys
+import threading
 import time
-import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from paperkit import UserError
+from paperkit.provenance import commit, hardware, now, versions
 from paperkit.run.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from paperkit.run.config import commit, differences, now, to_json, versions
+from paperkit.run.config import differences, from_json, to_json
 from paperkit.run.files import atomic, explain, read_json, write_json
 
 if TYPE_CHECKING:
@@ -34,7 +37,7 @@ class RunOptions:
     """Go on with a run that stopped: its folder, or 'latest'."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
-    precision: typing.Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of matrix products; the reason for 'auto' is printed."""
 
 
@@ -57,10 +60,10 @@ def find(paper: str, where: str | os.PathLike[str]) -> Path:
     Raises `UserError` when it is missing or belongs to something else.
     """
     if str(where) == "latest":
-        folders = sorted(path.parent for path in runs_folder(paper).glob("*/manifest.json"))
+        folders = [path.parent for path in runs_folder(paper).glob("*/manifest.json")]
         if not folders:
             raise UserError(f"there is no run in {runs_folder(paper)} yet: start one with '{paper} train'")
-        return folders[-1]
+        return max(folders, key=_started)
     folder = Path(where)
     if not folder.is_dir():
         raise UserError(f"no run folder at {folder}: name one below {runs_folder(paper)}, or 'latest'")
@@ -74,21 +77,32 @@ def find(paper: str, where: str | os.PathLike[str]) -> Path:
     return folder
 
 
+def _started(folder: Path) -> tuple[float, str]:
+    """When a run was started, for sorting; one whose manifest cannot be read counts as the oldest."""
+    with contextlib.suppress(UserError, ValueError):
+        return datetime.fromisoformat(
+            str(read_json(folder / "manifest.json").get("started"))
+        ).timestamp(), folder.name
+    return 0.0, folder.name
+
+
 class Run:
     """One run: its folder, what it logs, its checkpoints, and a clean stop on Ctrl-C or SIGTERM.
 
     Under several processes only the first writes; all agree on the folder and on when to stop.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], resumed: bool):
+    def __init__(self, folder: Path, manifest: dict[str, Any], options: RunOptions):
         from paperkit import parallel
 
-        self.folder, self.manifest, self.resumed = folder, manifest, resumed
-        self._before = manifest.get("state") if resumed else None
+        self.folder, self.manifest, self.options = folder, manifest, options
+        self.resumed = bool(options.resume)
+        self._before = manifest.get("state") if self.resumed else None
         self.main = parallel.world()[0] == 0
         self.last = False
+        self._complete = False
         self._signal = 0
-        self._started = time.monotonic()
+        self._opened = time.monotonic()
 
     @classmethod
     def open(
@@ -104,47 +118,27 @@ class Run:
         """Start a run folder, or open the one that `options.resume` names.
 
         `facts` go into the manifest (device, precision, data, parameters). Raises `UserError` for a folder
-        that is missing, foreign, corrupt, or of another configuration (the differing keys are listed).
+        that is missing, foreign, corrupt, in use, or of another configuration (its keys are listed).
         """
         from paperkit import parallel
 
-        rank, _ = parallel.world()
-        values = to_json(config)
+        main = parallel.world()[0] == 0
         if options.resume:
-            folder = find(paper, options.resume)
-            changed = differences(read_json(folder / "config.json"), values)
-            if changed:
-                raise UserError(
-                    f"{folder} has another configuration, resume it without these flags: {'; '.join(changed)}"
-                )
-            manifest = read_json(folder / "manifest.json")
-            manifest["resumed"] = [*manifest.get("resumed", []), now()]
+            folder, manifest = _stored(paper, config, options, main)
         else:
-            folder = (
-                Path(options.out)
-                if options.out
-                else _fresh(runs_folder(paper), f"{preset or 'custom'}-s{seed}")
-            )
-            folder = Path(parallel.agree(str(folder)))
-            if rank == 0 and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-                raise UserError(f"--out {folder} is not empty: choose another, or --resume {folder}")
-            state, dirty = commit()
-            manifest = {
-                "paper": paper,
-                "title": title,
-                "preset": preset,
-                "seed": seed,
-                "command": _command_line(paper),
-                "commit": state,
-                "dirty": dirty,
-                "versions": versions("torch", "numpy", paper, "paperkit"),
-                "started": now(),
-            }
-        run = cls(folder, {**manifest, **facts}, bool(options.resume))
-        if rank == 0 and not run.finished:
-            if not options.resume:
-                write_json(folder / "config.json", values)
-            run._write_manifest(state="running", ended=None)
+            named = _new_folder(paper, options.out, f"{preset or 'custom'}-s{seed}") if main else ""
+            folder, manifest = Path(parallel.agree(str(named))), _manifest(paper, title, preset, seed)
+        manifest["hardware"] = hardware(str(facts.get("device", "cpu")))
+        run = cls(folder, {**manifest, **facts}, options)
+        if main and not run.finished:
+            try:
+                if not run.resumed:
+                    write_json(folder / "config.json", to_json(config))
+                run._write_manifest(state="running", ended=None, process=_this_process())
+            except UserError:
+                if not run.resumed:
+                    _remove(folder)
+                raise
         return run
 
     @property
@@ -192,12 +186,12 @@ class Run:
         """Write checkpoints/<step>/: one safetensors file per group of weights, `state` for the rest.
 
         `state` holds tensors, numbers, strings, lists and dicts only. The folder appears whole or not at all;
-        the last `keep` stay.
+        the last `keep` (at least one) stay.
         """
         if not self.main:
             return
         save_checkpoint(self.folder / "checkpoints" / f"{step:08d}", step, weights, state)
-        for old in checkpoints(self.folder)[:-keep]:
+        for old in checkpoints(self.folder)[: -max(keep, 1)]:
             shutil.rmtree(old, ignore_errors=True)
 
     def restore(self) -> tuple[int, dict[str, dict[str, "Tensor"]], Any] | None:
@@ -208,7 +202,7 @@ class Run:
         saved = checkpoints(self.folder) if self.resumed else []
         if self.resumed and self.main:
             step = int(saved[-1].name) if saved else -1
-            rows = [row for row in self.metrics() if row["step"] <= step]
+            rows = [row for row in self.metrics() if row.get("step", step + 1) <= step]
             with atomic(self.folder / "metrics.jsonl", "w") as stream:
                 stream.writelines(json.dumps(row) + "\n" for row in rows)
         if not saved:
@@ -228,54 +222,162 @@ class Run:
         shown = self.main and sys.stderr.isatty()
         with tqdm(total=total, initial=start, disable=not shown, dynamic_ncols=True, smoothing=0.05) as bar:
             for step in range(start + 1, total + 1):
-                self.last = self._stopping() or step == total
+                stopping = self._stopping()
+                if stopping and step < total:
+                    self.say("stopping: this step, then it saves; Ctrl-C again ends at once")
+                self.last = stopping or step == total
                 yield step
                 bar.update()
-                if self.last:
+                if self.last and step < total:
                     return
+        self._complete = True
 
     def _stopping(self) -> bool:
         """Whether any process has been asked to stop; all get the same answer."""
         from paperkit import parallel
 
-        if parallel.world()[1] == 1:
-            return self._signal > 0
         self._signal = parallel.largest(self._signal)
         return self._signal > 0
 
     def eta(self, done: int, total: int, start: int = 0) -> str:
         """'12 steps/s, 0:01:40 left' from the time since the run was opened."""
-        rate = (done - start) / max(time.monotonic() - self._started, 1e-9)
+        rate = (done - start) / max(time.monotonic() - self._opened, 1e-9)
         left = timedelta(seconds=round((total - done) / rate)) if rate > 0 else "?"
         return f"{rate:.1f} steps/s, {left} left"
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
-        """Run the loop in this: Ctrl-C and SIGTERM end it after the present step, the manifest tells how.
+        """Run the loop in this: after Ctrl-C or SIGTERM one more step is made and saved, then it ends.
 
-        A second Ctrl-C interrupts at once. Raises `Interrupted` when the loop was stopped by a signal.
+        The manifest tells how it ended. A second Ctrl-C interrupts at once. Raises `Interrupted` when a
+        signal stopped the loop before its last step.
         """
 
         def note(number: int, _frame: Any) -> None:
-            if self._signal == signal.SIGINT == number:
+            if self._signal and number == signal.SIGINT:
                 raise KeyboardInterrupt
-            self._signal = number
+            self._signal = self._signal or number
 
-        old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        old = {}
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers there only
+            old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         except BaseException as error:
+            state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             with contextlib.suppress(UserError):
-                self._write_manifest(state="failed", ended=now(), error=f"{type(error).__name__}: {error}")
+                self._write_manifest(state=state, ended=now(), error=f"{type(error).__name__}: {error}")
             raise
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
-        if self._signal:
+        if self._signal and not self._complete:
             self._write_manifest(state="interrupted", ended=now())
-            resume = f"{self.manifest['paper']} train --resume {shlex.quote(str(self.folder))}"
-            raise Interrupted(self._signal, f"stopped and saved; go on with: {resume}")
+            raise Interrupted(self._signal, f"stopped and saved; go on with: {self.resume_command}")
         self._write_manifest(state="finished", ended=now())
+
+    @property
+    def resume_command(self) -> str:
+        """The command that goes on with this run, as it can be typed where this one was."""
+        words = [*_launcher(self.manifest["paper"]), "train", "--resume", str(self.folder)]
+        for name in ("device", "precision"):
+            if (value := getattr(self.options, name)) != "auto":
+                words += [f"--{name}", value]
+        return shlex.join(words)
+
+
+# ---- starting and finding a folder -----------------------------------------------------------------------
+
+
+def _stored(paper: str, config: Any, options: RunOptions, main: bool) -> tuple[Path, dict[str, Any]]:
+    """(folder, manifest) of the run that `options.resume` names."""
+    if options.out:
+        raise UserError(f"--resume goes on in the run's own folder: leave out --out {options.out}")
+    folder = find(paper, options.resume)
+    path = folder / "config.json"
+    # Keys that are newer than the run have their defaults.
+    stored = to_json(from_json(type(config), read_json(path), str(path)))
+    if changed := differences(stored, to_json(config)):
+        raise UserError(
+            f"{folder} has another configuration, resume it without these flags: {'; '.join(changed)}"
+        )
+    manifest = read_json(folder / "manifest.json")
+    if main and (number := _writer(manifest)):
+        raise UserError(f"{folder} is being written by process {number}: wait for it, or stop it first")
+    manifest.pop("error", None)
+    manifest["resumed"] = [*manifest.get("resumed", []), now()]
+    return folder, manifest
+
+
+def _manifest(paper: str, title: str, preset: str, seed: int) -> dict[str, Any]:
+    revision, dirty = commit()
+    return {
+        "paper": paper,
+        "title": title,
+        "preset": preset,
+        "seed": seed,
+        "command": _command_line(paper),
+        "commit": revision,
+        "dirty": dirty,
+        "versions": versions(paper),
+        "started": now(),
+    }
+
+
+def _new_folder(paper: str, out: str, name: str) -> Path:
+    """Make an empty run folder: `out`, or below runs/ one whose name sorts by time and is not taken."""
+    parent = Path(out) if out else runs_folder(paper)
+    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
+    try:
+        if parent.is_dir() and out and any(parent.iterdir()):
+            raise UserError(f"--out {out} is not empty: choose another, or --resume {shlex.quote(out)}")
+        parent.mkdir(parents=True, exist_ok=True)
+        if out:
+            return parent
+        # Two runs may start in the same second: a folder belongs to the one that made it.
+        for count in itertools.count(1):
+            folder = parent / (stem if count == 1 else f"{stem}-{count}")
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                return folder
+    except OSError as error:
+        raise explain(error, parent) from error
+    raise AssertionError("unreachable")
+
+
+def _remove(folder: Path) -> None:
+    """Take back the folder of a run that could not be started."""
+    with contextlib.suppress(OSError):
+        (folder / "config.json").unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def _this_process() -> dict[str, Any]:
+    import psutil
+
+    return {"host": platform.node(), "pid": os.getpid(), "created": psutil.Process().create_time()}
+
+
+def _writer(manifest: Mapping[str, Any]) -> int | None:
+    """The process of this machine that still writes the run, if there is one."""
+    import psutil
+
+    writer = manifest.get("process") or {}
+    if manifest.get("state") != "running" or writer.get("host") != platform.node():
+        return None
+    with contextlib.suppress(psutil.Error):
+        if psutil.Process(writer["pid"]).create_time() == writer["created"]:
+            return writer["pid"]
+    return None
+
+
+def _launcher(paper: str) -> list[str]:
+    """The words that call a paper's command: through uv where uv started this process, else by its name."""
+    uv = os.environ.get("UV")
+    if not uv or "UV_RUN_RECURSION_DEPTH" not in os.environ:
+        return [paper]
+    known = shutil.which("uv")
+    return ["uv" if known and Path(known).samefile(uv) else uv, "run", "--package", paper, paper]
 
 
 def _command_line(paper: str) -> str:
@@ -284,18 +386,11 @@ def _command_line(paper: str) -> str:
     return shlex.join([paper, "train", *sys.argv[1:]] if name == "train" else [name, *sys.argv[1:]])
 
 
-def _fresh(parent: Path, name: str) -> Path:
-    """A folder name that sorts by time and is not taken; two runs of one second get -2, -3 …"""
-    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
-    candidates = [stem, *(f"{stem}-{k}" for k in range(2, 1000))]
-    return next(parent / candidate for candidate in candidates if not (parent / candidate).exists())
-
-
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """The lines of a run's metrics.jsonl, oldest first; a last line cut short by a kill is left out."""
     path = folder / "metrics.jsonl"
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError):
             rows.append(json.loads(line))
     return rows
