@@ -4,9 +4,14 @@ Shapes by jaxtyping, types by beartype. An import hook and not `--jaxtyping-pack
 wrongly when the checker has arguments.
 """
 
+import os
 from pathlib import Path
 
 from jaxtyping import install_import_hook
+
+# The tests' networks are tiny: threads that share them, or spin while they wait, only cost time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 PAPERS = sorted(path.parent.name for path in Path(__file__).parent.glob("packages/*/pyproject.toml"))
 

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
+from torchmetrics.image import FrechetInceptionDistance, KernelInceptionDistance
 
 FIGURES = [metrics.fid, metrics.kid, metrics.precision_recall, metrics.density_coverage]
 
@@ -37,6 +38,27 @@ def test_fid_is_that_of_torch_fidelity() -> None:
         fid_features_to_statistics(real), fid_features_to_statistics(fake), verbose=False
     )["frechet_inception_distance"]
     assert metrics.fid(real, fake) == pytest.approx(theirs, rel=1e-10)
+
+
+class Given(torch.nn.Module):
+    """A feature extractor for torchmetrics whose features are its input."""
+
+    num_features = 16
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance` will save all extracted features")
+def test_fid_and_kid_are_those_of_torchmetrics() -> None:
+    real, fake = features(300, 16, 0), features(250, 16, 1, shift=0.1, scale=1.2)
+    their_fid = FrechetInceptionDistance(feature=Given()).set_dtype(torch.float64)
+    their_kid = KernelInceptionDistance(feature=Given(), subsets=1, subset_size=250)
+    for theirs in (their_fid, their_kid):
+        theirs.update(real[:250], real=True)
+        theirs.update(fake, real=False)
+    assert metrics.fid(real[:250], fake) == pytest.approx(float(their_fid.compute()), rel=1e-9)
+    assert metrics.kid(real[:250], fake) == pytest.approx(float(their_kid.compute()[0]), rel=1e-5)
 
 
 def test_frechet_of_commuting_gaussians_has_a_closed_form() -> None:

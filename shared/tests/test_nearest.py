@@ -8,7 +8,7 @@ import torch
 from paperkit import UserError
 from paperkit.nearest import Index, Patches, halving_sum, nearest
 
-METHODS = ["blocks"]
+METHODS = ["blocks", "tree"]
 ALPHAS = [math.inf, 5e-3, 1e-12]
 
 

@@ -214,6 +214,12 @@ def test_samples_first_last_and_a_few_between(run: Path) -> None:
     first = base64.b64decode(pictures[0]["src"].removeprefix("data:image/png;base64,"))
     assert first == (run / "samples" / "000000.png").read_bytes()
     assert "5 more in samples/" in page(run).words
+    rows = [
+        a["class"]
+        for tag, a in page(run).tags
+        if tag == "div" and (a.get("class") or "").startswith("samples")
+    ]
+    assert rows == ["samples steps", "samples steps", "samples wide"]
 
 
 def test_one_curve_per_numeric_metric(run: Path) -> None:
@@ -311,8 +317,9 @@ MEASURE = """<script>addEventListener("load", () => {
   parent.postMessage(JSON.stringify({width: innerWidth, scroll: document.documentElement.scrollWidth,
     outside: outside.map(e => e.tagName), images: [...document.images].every(i => i.naturalWidth > 0)}), "*");
 })</script>"""
-FRAME = """<!DOCTYPE html><title>nothing heard</title><script>onmessage = e => document.title = e.data</script>
-<iframe src="inside.html" style="border: 0; width: {width}px; height: 900px"></iframe>"""
+FRAME = """<!DOCTYPE html><title>nothing heard</title>
+<script>onmessage = e => document.title = e.data</script>
+<iframe src="inside.html" style="border: 0; width: WIDTHpx; height: 900px"></iframe>"""
 
 
 def in_a_browser(browser: str, width: int) -> Callable[[Path], None]:
@@ -326,7 +333,7 @@ def in_a_browser(browser: str, width: int) -> Callable[[Path], None]:
         text = text.replace("<details>", "<details open>").replace("</body>", MEASURE + "</body>")
         file.with_name("inside.html").write_text(text, encoding="utf-8")
         frame = file.with_name("frame.html")
-        frame.write_text(FRAME.format(width=width))
+        frame.write_text(FRAME.replace("WIDTH", str(width)))
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
         flags += ["--disable-background-networking", "--disable-component-update", "--hide-scrollbars"]
         flags += [f"--user-data-dir={file.parent / 'browser'}", "--window-size=1400,1000"]

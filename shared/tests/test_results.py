@@ -1,9 +1,11 @@
 """The schema and its checker, record builders, files, and the paired statistics against slow oracles."""
 
 import copy
+import importlib.metadata
 import itertools
 import json
 import math
+import re
 import subprocess
 import sys
 from fractions import Fraction
@@ -101,7 +103,9 @@ def test_a_claim_has_every_key_of_the_plan_and_is_valid() -> None:
     assert record["against"] == {"name": "untrained", **results.summary([10, 11, 12])}
     assert record["arms"]["held out"]["mean"] == 98.0
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
-    assert record["versions"]["einops"], "what the paper declares"
+    declared = [re.split(r"[^\w.-]", line)[0] for line in importlib.metadata.requires("ign")]
+    assert len(declared) > 3
+    assert {name: importlib.metadata.version(name) for name in declared}.items() <= record["versions"].items()
 
 
 @pytest.mark.parametrize(("statistic", "holds"), [(2.0, True), (1.999, False), (-3, False)])
@@ -318,6 +322,16 @@ def test_a_foreign_file_is_named(tmp_path: Path) -> None:
         (folder / name).write_text(text)
         with pytest.raises(UserError, match=name):
             results.read(folder)
+
+
+def test_every_result_file_of_the_repository_is_valid_and_in_its_place() -> None:
+    root = Path(__file__).parents[2]
+    folders = {"paperkit": root / "shared"} | {
+        p.parent.name: p.parent for p in root.glob("packages/*/pyproject.toml")
+    }
+    assert len(folders) > 1
+    for paper, folder in folders.items():
+        assert {r["paper"] for r in results.read(folder / "results")} <= {paper}
 
 
 def test_a_record_is_left_as_it_was(tmp_path: Path) -> None:

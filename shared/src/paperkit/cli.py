@@ -65,6 +65,8 @@ def main(paper: Paper, argv: Sequence[str] | None = None) -> int:
     reader of the output went away.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    # Before torch starts its threads: ones that spin while they wait slow a busy machine down tenfold.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         _main(paper, words)
         sys.stdout.flush()

@@ -78,18 +78,20 @@ def fit(
     """
     if size is not None:
         check_positive(size=size)
-    resizes, greys = (
-        size is not None and tuple(image.shape[-2:]) != (size, size),
-        grey and image.shape[-3] == 3,
-    )
-    if resizes or greys:
-        from torchvision.transforms.v2 import functional as F  # here: importing torchvision takes seconds
+        image = image if tuple(image.shape[-2:]) == (size, size) else _shrink(image, size)
+    return _grey(image) if grey and image.shape[-3] == 3 else image
 
-        if resizes:
-            image = F.center_crop(F.resize(image, [size], antialias=True), [size, size])
-        if greys:
-            image = F.rgb_to_grayscale(image, num_output_channels=1)
-    return image
+
+def _shrink(image: Tensor, size: int) -> Tensor:
+    from torchvision.transforms.v2 import functional as F  # here: importing torchvision takes seconds
+
+    return F.center_crop(F.resize(image, [size], antialias=True), [size, size])
+
+
+def _grey(image: Tensor) -> Tensor:
+    """As Pillow rounds it; torchvision's weights sum to 0.9999, which would turn grey 200 into 199."""
+    red, green, blue = image.int().unbind(-3)
+    return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).to(torch.uint8).unsqueeze(-3)
 
 
 def check_positive(**sizes: int) -> None:
@@ -215,6 +217,7 @@ def to_pil(image: Tensor, low: float = -1.0, high: float = 1.0) -> Image.Image:
 # Pictures of many images
 
 Images = Tensor | Sequence[Tensor]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def stack(images: Images, low: float = -1.0, high: float = 1.0) -> UInt8[Tensor, "n c h w"]:
@@ -256,7 +259,9 @@ def grid(
 
     tiles = stack(images, low, high)
     columns = columns if columns is not None else int(np.ceil(np.sqrt(len(tiles))))
-    check_positive(columns=columns, pad_plus_one=pad + 1)
+    check_positive(columns=columns)
+    if pad < 0:
+        raise UserError(f"pad must be at least 0, got {pad}")
     tiles = enlarge(tiles, scale if scale is not None else _scale_to(tiles, 32))
     if len(tiles) == 1:  # make_grid returns a single image bare
         colour = tiles[0].expand(3, -1, -1) if tiles.shape[1] == 1 else tiles[0]
@@ -282,15 +287,35 @@ def rows(
 
     `rows({"z": z, "f(z)": f(z)})`: the values as in `grid`, all of one size; dark text on white. By default
     images below 48 pixels are enlarged to 48 or more. Raises `UserError` when the rows' images differ in
-    size.
+    size, and for a letter that Pillow's built-in font has not (it has Latin ones, no Greek, no superscripts).
     """
+    if pad < 0:
+        raise UserError(f"pad must be at least 0, got {pad}")
+    check_positive(font_size=font_size)
     strips = {caption: stack(images, low, high) for caption, images in labelled.items()}
     if not strips or len({tuple(tiles.shape[-2:]) for tiles in strips.values()}) > 1:
         raise UserError(f"labelled rows need images of one size, got {_sizes(strips)}")
     first = next(iter(strips.values()))
     scale = scale if scale is not None else _scale_to(first, 48)
     tiles = {caption: enlarge(images, scale) for caption, images in strips.items()}
-    return _draw_rows(tiles, pad, list(heads), ImageFont.load_default(font_size))
+    font = ImageFont.load_default(font_size)
+    for text in (*labelled, *heads):
+        _check_letters(text, font)
+    return _draw_rows(tiles, pad, list(heads), font)
+
+
+def _check_letters(text: str, font: Font) -> None:
+    """Refuse what would be drawn as an empty box, the picture of a code that is no character."""
+    box = _drawn("\uffff", font)
+    unknown = [letter for letter in text if _drawn(letter, font) == box]
+    if unknown:
+        raise UserError(f"the built-in font cannot draw {unknown[0]!r} in the caption {text!r}: spell it out")
+
+
+def _drawn(letter: str, font: Font) -> bytes:
+    sheet = Image.new("L", (64, 64))
+    ImageDraw.Draw(sheet).text((0, 0), letter, 255, font)
+    return sheet.tobytes()
 
 
 def _sizes(strips: Mapping[str, Tensor]) -> str:
@@ -301,7 +326,7 @@ def _draw_rows(
     tiles: Mapping[str, Tensor],
     pad: int,
     heads: list[str],
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    font: Font,
 ) -> UInt8[Tensor, "3 ph pw"]:
     # 1. Measure: the widest caption sets the left margin, the heads' line the upper one.
     margin = 3 * pad + 4

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from paperkit import UserError
@@ -183,10 +183,8 @@ def precision_recall(
     k that is not in 1 … n - 1.
     """
     real, fake = _centred(real, fake)
-    return PrecisionRecall(
-        precision=float(_balls_around(real, _radii(real, k), fake).gt(0).double().mean()),
-        recall=float(_balls_around(fake, _radii(fake, k), real).gt(0).double().mean()),
-    )
+    in_real, _, in_fake = _memberships(real, fake, _radii(real, k), _radii(fake, k))
+    return PrecisionRecall(float(in_real.gt(0).double().mean()), float(in_fake.double().mean()))
 
 
 def density_coverage(
@@ -199,8 +197,8 @@ def density_coverage(
     """
     real, fake = _centred(real, fake)
     radii = _radii(real, k)
-    density = _balls_around(real, radii, fake).double().mean() / k
-    return DensityCoverage(float(density), float(_held(real, radii, fake).double().mean()))
+    in_real, held, _ = _memberships(real, fake, radii, radii.new_full((len(fake),), -math.inf))
+    return DensityCoverage(float(in_real.double().mean()) / k, float(held.double().mean()))
 
 
 def _radii(x: Float[Tensor, "n d"], k: int) -> Float[Tensor, " n"]:
@@ -219,34 +217,27 @@ def _radii(x: Float[Tensor, "n d"], k: int) -> Float[Tensor, " n"]:
     return torch.cat(radii)
 
 
-def _inside(
-    centres: Float[Tensor, "a d"], radii: Float[Tensor, " a"], points: Float[Tensor, "b d"]
-) -> Bool[Tensor, "a b"]:
-    """Which points lie in which closed balls; a point on the border is inside whatever the rounding."""
-    scale = centres.square().sum(1)[:, None] + points.square().sum(1)
-    return _squared_distances(centres, points) <= radii[:, None] + TIE * scale
+def _memberships(
+    real: Float[Tensor, "n d"],
+    fake: Float[Tensor, "m d"],
+    real_radii: Float[Tensor, " n"],
+    fake_radii: Float[Tensor, " m"],
+) -> tuple[Int[Tensor, " m"], Bool[Tensor, " n"], Bool[Tensor, " n"]]:
+    """Per fake sample the real balls around it; per real sample: does its ball hold a fake one, is it in one?
 
-
-def _balls_around(
-    centres: Float[Tensor, "n d"], radii: Float[Tensor, " n"], points: Float[Tensor, "m d"]
-) -> Tensor:
-    """Number of balls around each point, (m,)."""
-    return torch.cat([
-        torch.stack([
-            _inside(a, r, b).sum(0) for a, r in zip(_blocks(centres), radii.split(CHUNK), strict=True)
-        ]).sum(0)
-        for b in _blocks(points)
-    ])  # fmt: skip
-
-
-def _held(
-    centres: Float[Tensor, "n d"], radii: Float[Tensor, " n"], points: Float[Tensor, "m d"]
-) -> Bool[Tensor, " n"]:
-    """Which balls hold at least one point."""
-    return torch.cat([
-        torch.stack([_inside(a, r, b).any(1) for b in _blocks(points)]).any(0)
-        for a, r in zip(_blocks(centres), radii.split(CHUNK), strict=True)
-    ])  # fmt: skip
+    A sample on a ball's border is inside whatever the rounding.
+    """
+    around = torch.zeros(len(fake), dtype=torch.int64, device=real.device)
+    held, covered = torch.zeros(2, len(real), dtype=torch.bool, device=real.device)
+    for i, a in zip(_starts(real), _blocks(real), strict=True):
+        for j, b in zip(_starts(fake), _blocks(fake), strict=True):
+            rows, columns = slice(i, i + len(a)), slice(j, j + len(b))
+            distance = _squared_distances(a, b) - TIE * (a.square().sum(1)[:, None] + b.square().sum(1))
+            inside = distance <= real_radii[rows, None]
+            around[columns] += inside.sum(0)
+            held[rows] |= inside.any(1)
+            covered[rows] |= (distance <= fake_radii[columns]).any(1)
+    return around, held, covered
 
 
 def _squared_distances(x: Float[Tensor, "a d"], y: Float[Tensor, "b d"]) -> Float[Tensor, "a b"]:
@@ -255,6 +246,10 @@ def _squared_distances(x: Float[Tensor, "a d"], y: Float[Tensor, "b d"]) -> Floa
 
 
 # ------------------------------------------------------------------------------------------- inputs
+
+
+def _starts(x: Float[Tensor, "n d"]) -> range:
+    return range(0, len(x), CHUNK)
 
 
 def _blocks(x: Float[Tensor, "n d"], first: int = 0) -> Iterator[Float[Tensor, "c d"]]:

@@ -10,14 +10,13 @@ S_ij    D_ij / (alpha + m_j); S = D for alpha = inf                        gpnn 
 
 "Exact" means: the index of the smallest float64 score, the lowest index on ties. It depends neither on the
 memory budget nor on threads, device, seeds or method: a fast stage only proposes candidates, with a derived
-error bound (`_blocks_slack` here, `_nearest_tree` for the tree), and every candidate is scored in float64.
+error bound (see `_nearest_blocks` and `_nearest_tree`), and every candidate is scored in float64.
 """
 
-import contextlib
+import importlib.util
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
@@ -25,13 +24,20 @@ from torch import Tensor
 
 from paperkit import UserError
 
+if TYPE_CHECKING:
+    from paperkit._nearest_tree import Planted
+
 Method = Literal["auto", "blocks", "tree"]
 
 LARGEST = 1e100
 """Largest magnitude accepted, and 1/LARGEST the smallest alpha: no square or score overflows in float64."""
 
-GROUP = 16
-"""Keys per group of the blocks path: the minimum of a group decides whether its keys are looked at again."""
+SMALL = 2**20
+"""Pairs below which the blocks path is taken without asking: it needs milliseconds."""
+TREE_NANOSECONDS = (25.0, 40.0, 150.0)
+"""Time of a split, a leaf and an exact score of the tree, for the choice of the method only."""
+BLOCKS_NANOSECONDS = 0.03
+"""Time of a pair per number in the blocks path, for the choice of the method only."""
 
 
 # ---- What is searched
@@ -132,7 +138,7 @@ class Index:
         memory: int | None = None,
         method: Method | str = "auto",
     ) -> None:
-        items = _Items(keys, "keys")
+        items = Items(keys, "keys")
         if method not in ("auto", "blocks", "tree"):
             raise UserError(f'unknown method {method!r}: use "auto", "blocks" or "tree"')
         if memory is not None and memory < 2**16:
@@ -150,6 +156,7 @@ class Index:
         if slots is not None and not len(slots):
             raise UserError("the mask leaves no key: no patch lies wholly inside it")
         self.keys = items.only(slots).distinct()
+        self._tree: Planted | None = None
 
     def search(
         self,
@@ -168,26 +175,83 @@ class Index:
             raise UserError(f"alpha must be positive (at least {1 / LARGEST:g}, or inf), got {alpha}")
         if isinstance(queries, Patches) and queries.mask is not None:
             raise UserError("queries take no mask: every query gets its nearest key; mask the keys instead")
-        items = _Items(queries, "queries")
+        items = Items(queries, "queries")
         if (items.width, items.device) != (self.keys.width, self.keys.device):
             raise UserError(
                 f"queries of {items.width} numbers on {items.device}, keys of {self.keys.width} on "
                 f"{self.keys.device}: give the same patch size, channels and device"
             )
-        weight = reverse = None
+        search = self._tree_search(items) if self._tree_pays(items) else self._blocks_search
+        reverse = scale = least = None
         if math.isfinite(alpha):
             guesses = _guesses(reverse_seeds, self.count, "reverse_seeds")
             guesses = guesses if guesses is None or self.keys.slots is None else guesses[self.keys.slots]
-            back = self._run(self.keys, items.distinct(), None, guesses)
-            weight = alpha + back.distance
+            back = search(self.keys, items.distinct(), None, None, guesses)
+            least = back.distance
+            scale = alpha + least
             reverse = self.keys.spread(back.index, self.count)
-        found = self._run(items, self.keys, weight, _guesses(seeds, items.count, "seeds"))
+        found = search(items, self.keys, scale, least, _guesses(seeds, items.count, "seeds"))
         return Nearest(found.index, found.distance, found.score, reverse)
 
-    def _run(
-        self, queries: "_Items", keys: "_Items", scale: Tensor | None, guesses: Tensor | None
-    ) -> "_Best":
-        return _Blocks(queries, keys, scale, self.memory).search(guesses)
+    def _blocks_search(
+        self,
+        queries: "Items",
+        keys: "Items",
+        scale: Tensor | None,
+        least: Tensor | None,
+        guesses: Tensor | None,
+    ) -> "Best":
+        from paperkit._nearest_blocks import Blocks
+
+        return Blocks(queries, keys, scale, self.memory).search(guesses)
+
+    def _planted(self, items: "Items") -> "Planted":
+        """Coordinates of keys (kept) or of queries, in a unit that suits both."""
+        from paperkit._nearest_tree import Planted, Space
+
+        # Powers of two in steps of 32: the keys' tree is seldom made again for other queries.
+        power = 32 * math.ceil(math.frexp(2 * max(items.largest, self.keys.largest))[1] / 32)
+        if self._tree is None or self._tree.space.unit != 2.0**-power:
+            self._tree = Planted(self.keys, Space(self.keys, max(power, -64)))
+        return self._tree if items is self.keys else Planted(items, self._tree.space)
+
+    def _tree_pays(self, queries: "Items") -> bool:
+        """Whether the tree is asked for, or quicker as far as the work of a few queries tells."""
+        if self.method != "auto":
+            return self.method == "tree"
+        if queries.count * self.keys.count < SMALL:
+            return False
+        from paperkit._nearest_tree import search_tree
+
+        some = queries.only(torch.arange(0, queries.count, max(1, queries.count // 64)))
+        _, _, work = search_tree(self._planted(some), self._planted(self.keys))
+        nanoseconds = (
+            sum(n * each for n, each in zip(work.tolist(), TREE_NANOSECONDS, strict=True)) / some.count
+        )
+        return nanoseconds < self.keys.count * self.keys.width * BLOCKS_NANOSECONDS
+
+    def _tree_search(self, queries: "Items"):
+        """Search by the tree, as `_blocks_search` does by blocks."""
+        from paperkit._nearest_tree import Planted, search_tree
+
+        known = {id(self.keys): self._planted(self.keys), id(queries): self._planted(queries)}
+
+        def search(
+            queries: "Items",
+            keys: "Items",
+            scale: Tensor | None,
+            least: Tensor | None,
+            guesses: Tensor | None,
+        ) -> "Best":
+            space = known[id(self.keys)].space
+            q, k = (known.get(id(items)) or Planted(items, space) for items in (queries, keys))
+            arrays = [None if x is None else x.numpy() for x in (scale, least, guesses)]
+            best = Best(queries, keys, scale)
+            score, slot, _ = search_tree(q, k, *arrays)
+            best.score, best.slot = torch.from_numpy(score), torch.from_numpy(slot)
+            return best
+
+        return search
 
 
 def _guesses(seeds: Tensor | None, count: int, name: str) -> Int64[Tensor, "n s"] | None:
@@ -204,6 +268,10 @@ def _available(method: str, device: torch.device) -> str:
         return "blocks"
     if device.type != "cpu":
         raise UserError(f'method "tree" works on the CPU, the keys are on {device}: use method="blocks"')
+    if importlib.util.find_spec("numba") is None:
+        if method == "tree":
+            raise UserError('method "tree" needs numba: install paperkit with the extra "nearest"')
+        return "blocks"
     return method
 
 
@@ -218,7 +286,7 @@ def _windows(image: Tensor, window: tuple[int, ...]) -> Tensor:
     return image.permute(*range(1, axes + 1), 0, *range(axes + 1, 2 * axes + 1))
 
 
-class _Items:
+class Items:
     """Queries or keys: `count` rows of `width` numbers that are read when asked for.
 
     `slots` (ascending) names the rows of the source that take part; None: all. Row numbers at this class's
@@ -244,9 +312,9 @@ class _Items:
         self.source, self.name, self.slots = source, name, slots
         self.count = math.prod(self.grid) if slots is None else len(slots)
 
-    def only(self, slots: Int64[Tensor, "n"] | None) -> "_Items":
+    def only(self, slots: Int64[Tensor, "n"] | None) -> "Items":
         """The same source, restricted to these of its rows."""
-        return self if slots is None else _Items(self.source, self.name, self.original(slots))
+        return self if slots is None else Items(self.source, self.name, self.original(slots))
 
     def original(self, index: Int64[Tensor, "n"]) -> Int64[Tensor, "n"]:
         """Numbers of the source."""
@@ -272,7 +340,7 @@ class _Items:
         step = max(1, self.count // count)
         return self.rows(torch.arange(0, self.count, step, device=self.device)[:count])
 
-    def distinct(self) -> "_Items":
+    def distinct(self) -> "Items":
         """Without the rows that repeat an earlier row exactly: they can never win, the earlier one ties."""
         generator = torch.Generator().manual_seed(0)
         factor = torch.randint(-(2**62), 2**62, (self.width,), generator=generator).to(self.device)
@@ -308,16 +376,16 @@ def halving_sum(x: Float64[Tensor, "n d"]) -> Float64[Tensor, "n"]:
     return x[:, 0]
 
 
-def _distance(queries: _Items, keys: _Items, i: Tensor, j: Tensor) -> Float64[Tensor, "n"]:
+def _distance(queries: Items, keys: Items, i: Tensor, j: Tensor) -> Float64[Tensor, "n"]:
     """D of the pairs (i, j)."""
     difference = queries.rows(i).double() - keys.rows(j).double()
     return halving_sum(difference.square_()) / queries.width
 
 
-class _Best:
+class Best:
     """Best score of each query so far, and its key; a lower key wins a tie."""
 
-    def __init__(self, queries: _Items, keys: _Items, scale: Float64[Tensor, "k"] | None) -> None:
+    def __init__(self, queries: Items, keys: Items, scale: Float64[Tensor, "k"] | None) -> None:
         self.queries, self.keys, self.scale = queries, keys, scale
         none = torch.iinfo(torch.int64).max
         self.score = torch.full((queries.count,), math.inf, dtype=torch.float64, device=queries.device)
@@ -359,123 +427,3 @@ class _Best:
     def index(self) -> Int64[Tensor, "q"]:
         """Best keys as numbers of the source."""
         return self.keys.original(self.slot)
-
-
-# ---- All pairs by matrix products, in blocks
-
-
-@contextlib.contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """Float32 products in float32: no TF32, no bfloat16, no autocast, whatever the caller has set."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False), torch.no_grad():
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def _blocks_slack(width: int) -> float:
-    """eps such that a float32 score of the blocks path is off by at most eps w (a^2 + b^2).
-
-    Let q, k be the centred, scaled rows, q', k' their float32 roundings, a = |q'|, b = |k'|, u = 2^-24.
-    Rounding moves |q - k| by at most u (a + b), hence its square by at most 2.01 u (a + b)^2, that is by
-    4.02 u (a^2 + b^2). The score is one inner product of n = d + 2 products: w (-2k') q', w a^2, w b^2. Their
-    stored factors carry at most 2.1 u together, and the sum, in any order, with or without fused additions,
-    n u / (1 - n u) of the sum of magnitudes, which is at most 2 w (a^2 + b^2).
-    """
-    u = 2.0**-24
-    terms = (width + 2) * u
-    if terms > 0.01:
-        raise UserError(f"vectors of {width} numbers are too long for a float32 search: reduce them first")
-    return 1.01 * (4.02 * u + 2 * (terms / (1 - terms) + 2.1 * u))
-
-
-class _Blocks:
-    """Compare all pairs: lower bounds of S from float32 products, exact scores of all that could win.
-
-    1. Rows are centred (distances stay, cancellation shrinks), scaled by a power of two, and extended so that
-       one product per pair, (q', (1-eps) a^2, 1) . w (-2k', 1, (1-eps) b^2), is below its scaled score.
-    2. The least bound of each group of keys is kept; with the group's slack added it is above the best score.
-    3. Groups not above that are looked at key by key, and the keys left are scored in float64.
-    """
-
-    def __init__(
-        self, queries: _Items, keys: _Items, scale: Float64[Tensor, "k"] | None, memory: int
-    ) -> None:
-        self.queries, self.keys, self.scale, self.memory = queries, keys, scale, memory
-        self.width, self.device = queries.width, queries.device
-        self.eps, self.tiny = _blocks_slack(self.width), 2.0**-100  # tiny: what float32 may lose to underflow
-        self.center = keys.sample(4096).double().mean(0)
-        power = math.frexp(max(queries.largest, keys.largest) + float(self.center.abs().max()))[1]
-        self.unit = 2.0 ** -max(power, -60)
-        self.smallest = 1.0 if scale is None else float(scale.min())
-        self.best = _Best(queries, keys, scale)
-
-    def search(self, guesses: Int64[Tensor, "q s"] | None) -> _Best:
-        """Best key of every query."""
-        self.best.seed(guesses, self.memory // 4)
-        tile_keys, tile_queries, held = _block_sizes(self.memory, self.width, self.device)
-        with _full_precision(self.device):
-            for some in self._numbers(0, self.queries.count).split(held):
-                parts = [(part, *self._query_rows(part)) for part in some.split(tile_queries)]
-                for start in range(0, self.keys.count, tile_keys):
-                    groups, slack = self._key_rows(
-                        self._numbers(start, min(start + tile_keys, self.keys.count))
-                    )
-                    for part, rows, square in parts:
-                        self._tile(start, groups, slack, part, rows, square)
-        return self.best
-
-    def _numbers(self, start: int, stop: int) -> Int64[Tensor, "n"]:
-        return torch.arange(start, stop, device=self.device)
-
-    def _centered(self, items: _Items, index: Tensor) -> tuple[Float[Tensor, "n d"], Float64[Tensor, "n"]]:
-        rows = items.rows(index).double().sub_(self.center).mul_(self.unit).float()
-        return rows, rows.double().square_().sum(1)
-
-    def _query_rows(self, index: Tensor) -> tuple[Float[Tensor, "n e"], Float[Tensor, "n"]]:
-        """Step 1 for queries: extended rows, and a^2."""
-        rows, square = self._centered(self.queries, index)
-        extra = torch.stack([(1 - self.eps) * square, torch.ones_like(square)], 1)
-        return torch.cat([rows, extra.float()], 1), square.float()
-
-    def _key_rows(self, index: Tensor) -> tuple[Float[Tensor, "g m e"], Float[Tensor, "2 g 1"]]:
-        """Step 1 for keys: extended rows by groups (the last filled up with infinite bounds), and slack."""
-        rows, square = self._centered(self.keys, index)
-        w = torch.ones_like(square) if self.scale is None else self.smallest / self.scale[index]
-        groups = -(-len(index) // GROUP)
-        extended = rows.new_zeros(groups * GROUP, self.width + 2)
-        extended[:, -1] = math.inf
-        extended[: len(index), :-2] = -2 * rows if self.scale is None else -2 * rows * w[:, None]
-        extended[: len(index), -2:] = torch.stack([w, (1 - self.eps) * w * square], 1).float()
-        slack = rows.new_zeros(2, groups * GROUP)
-        slack[:, : len(index)] = 2.5 * self.eps * torch.stack([w, w * square]).float()
-        return extended.view(groups, GROUP, -1), slack.view(2, groups, GROUP).amax(2)[..., None]
-
-    def _tile(
-        self, start: int, groups: Tensor, slack: Tensor, part: Tensor, rows: Tensor, square: Tensor
-    ) -> None:
-        """Steps 2 and 3 for one block of queries and one of keys."""
-        low = (groups.flatten(0, 1) @ rows.T).view(-1, GROUP, len(part)).amin(1)
-        scale = (
-            self.width * self.unit**2 * self.smallest * (1 + 1e-6)
-        )  # scores in units of the bound, rounded up
-        limit = (self.best.score[part] * scale + self.tiny).float()
-        limit = torch.minimum(limit, (low + (slack[0] * square + slack[1] + self.tiny)).amin(0))
-        group, query = (low <= limit).nonzero().unbind(1)
-        room = max(1, self.memory // 4 // (8 * GROUP * self.width))
-        for g, i in zip(group.split(room), query.split(room), strict=True):
-            bound = torch.bmm(groups[g], rows[i, :, None])[..., 0]
-            pair, member = (bound <= limit[i, None]).nonzero().unbind(1)
-            self.best.offer(part[i[pair]], start + g[pair] * GROUP + member, self.memory // 4)
-
-
-def _block_sizes(memory: int, width: int, device: torch.device) -> tuple[int, int, int]:
-    """Keys and queries of one tile, and queries held at a time (they share the prepared keys)."""
-    keys, queries = (4096, 1024) if device.type == "cpu" else (2**16, 2**13)
-    # A pair of the tile takes 4 bytes, its group's bounds half as much; a row being prepared, 24 per number.
-    while keys > GROUP and 6 * keys * queries + 24 * width * (keys + queries) > memory // 2:
-        keys, queries = (keys // 2, queries) if keys > 4 * queries else (keys, max(1, queries // 2))
-    return keys, queries, max(queries, memory // 4 // (4 * width + 8))

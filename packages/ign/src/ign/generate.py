@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import torch
@@ -34,7 +33,7 @@ class IGN:
         self.metric: Metric = metric
 
     @classmethod
-    def load(cls, run: str | os.PathLike[str] = "latest", device: str = "cpu") -> Self:
+    def load(cls, run: str | os.PathLike[str] = "latest", device: str = "cpu") -> "IGN":
         """The network of a run folder's last checkpoint (`latest`: the newest run below runs/ign).
 
         Raises `UserError` when the folder is missing, foreign or corrupt, or has no checkpoint yet.

@@ -223,7 +223,7 @@ class Noise(nn.Module):
             self.register_buffer("deviation", torch.ones(2, *shape))
 
     @torch.no_grad()
-    def fit(self, batches: Iterable[Float[Tensor, "b c h w"]]) -> "Noise":
+    def fit(self, batches: Iterable[Float[Tensor, "_ c h w"]]) -> "Noise":
         """Take the moments of the spectrum over the data, in float64; returns self."""
         if self.kind == "gaussian":
             return self

@@ -17,7 +17,7 @@ from paperkit.data.cifar import open_cifar10
 from paperkit.data.embedded import open_digits, open_faces, open_photographs
 from paperkit.data.folders import licence_of, open_flat, open_images
 from paperkit.data.idx import FASHION, MNIST, open_idx_set
-from paperkit.data.root import Known, Root, data_root, find
+from paperkit.data.root import Known, Root, data_root, exists, find
 from paperkit.data.sets import Facts, FileSet, ImageSet
 
 Split = Literal["train", "val", "test", "all"]
@@ -29,6 +29,7 @@ TINY = Known(
     "50 to 240 MB",
     "Stanford CS231n",
     "ImageNet terms, research use",
+    published={"train": 100_000, "test": 10_000, "val": 10_000},
 )
 IMAGENET = Known(
     "imagenet",
@@ -36,6 +37,7 @@ IMAGENET = Known(
     "145 GB",
     "image-net.org (registration)",
     "ImageNet terms, research use",
+    published={"train": 1_281_167, "test": 50_000, "val": 50_000},
 )
 PLACES = Known(
     "places365",
@@ -43,6 +45,7 @@ PLACES = Known(
     "25 GB",
     "MIT CSAIL",
     "Places terms, research use",
+    published={"train": 1_803_460, "test": 36_500, "val": 36_500},
 )
 SAMPLE = Known(
     "imagenet-sample",
@@ -75,9 +78,10 @@ def open_set(
 
     Names: digits, photographs, lfw-subset (always there); MNIST, FashionMNIST, cifar10, celeba,
     tiny-imagenet, imagenet, imagenet-sample, places365, utkface, Set5, Set14, SIGD16, Places50 (by file below
-    the root). Items are (uint8 image (c, h, w), label). "test" is the published test split, or the validation
-    split where the test labels are not public. `download` fetches a missing MNIST, FashionMNIST or cifar10.
-    Raises `UserError`, one line, for a set that is missing, cut short or damaged, or has no such split.
+    the root). A name goes before a folder of that name (then write ./name). Items are (uint8 image (c, h, w),
+    label). "test" is the published test split, or the validation split where the test labels are not public.
+    `download` fetches a missing MNIST, FashionMNIST or cifar10. Raises `UserError`, one line, for a set that
+    is missing, cut short or damaged, or has no such split.
     """
     name = os.fspath(name_or_path)
     if not isinstance(name_or_path, os.PathLike):
@@ -86,9 +90,9 @@ def open_set(
         if other := _ELSEWHERE.get(_key(name)):
             raise UserError(f"{name} is no set of labelled images: open it with paperkit.data.{other}")
     path = Path(name).expanduser()
-    if not path.exists() and not path.is_absolute():
+    if not exists(path) and not path.is_absolute():
         path = data_root(root) / name
-    if not path.exists():
+    if not exists(path):
         raise _unknown(name)
     return open_images(path, split, Facts(_path_name(path), licence_of(path)))
 
@@ -113,18 +117,19 @@ def _open_folder(known: Known, places: list[str], split: str, root: Root, downlo
     opened = open_images(path, split, Facts(known.name, known.licence))
     if not opened.classes:
         raise UserError(f"{path} is not laid out as {known.name}: it needs class folders")
+    opened.facts = opened.facts.counted(len(opened), known.published.get(split))
     return opened
 
 
 def _open_tiny(split: str, root: Root, download: bool) -> ImageSet:
-    """All 200 classes are Tiny-ImageNet; a part of it says so in its name and note."""
+    """All 200 classes are Tiny-ImageNet; a part of them has their number in its name."""
     places = ["tiny-imagenet", "tiny-imagenet-200", "tiny-imagenet-200.zip"]
     opened = _open_folder(TINY, places, split, root, download)
-    published = 100_000 if split == "train" else 10_000
-    if len(opened) != published or len(opened.classes) != 200:
-        note = f"{len(opened):,} of the published {published:,} images, {len(opened.classes)} of 200 classes"
-        name = f"tiny-imagenet-{len(opened.classes)}"
-        opened.facts = replace(opened.facts, name=name, stand_in=True, note=note)
+    if len(opened.classes) != 200:
+        note = f"{opened.note}; {len(opened.classes)} of 200 classes"
+        opened.facts = replace(
+            opened.facts, name=f"{TINY.name}-{len(opened.classes)}", stand_in=True, note=note
+        )
     return opened
 
 
@@ -141,7 +146,7 @@ def _open_sample(split: str, root: Root, download: bool) -> ImageSet:
             f"imagenet-sample needs one image for each of 1,000 classes, and holds {len(stems):,}"
         )
     classes = [stem.partition("_")[2].replace("_", " ") for stem in stems]
-    return opened.relabelled(np.arange(1000), classes)
+    return opened.relabelled(np.arange(1000, dtype=np.int64), classes)
 
 
 def _open_utkface(split: str, root: Root, download: bool) -> ImageSet:

@@ -16,6 +16,7 @@ CELEBA = Known(
     "1.4 GB",
     "Liu, Luo, Wang and Tang, CUHK",
     "non-commercial research only",
+    published={"train": 162_770, "val": 19_867, "test": 19_962, "all": 202_599},
 )
 _PARTITION = {"train": 0, "val": 1, "test": 2}
 

@@ -23,7 +23,6 @@ from paperkit.data.sets import ArraySet, Facts, ImageSet
 _CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 _FOLDER = "cifar-10-batches-py"
 _BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
-_PUBLISHED = {"train": 50_000, "test": 10_000}
 
 
 def _download(root: Path) -> None:
@@ -40,6 +39,7 @@ CIFAR10 = Known(
     "Krizhevsky, University of Toronto",
     "research use (Krizhevsky 2009)",
     tuple(_CLASSES),
+    {"train": 50_000, "test": 10_000},
     _download,
 )
 
@@ -58,13 +58,11 @@ def open_cifar10(split: str, root: Root = None, download: bool = False) -> Image
 
 def _open_archives(folder: Path, facts: Facts) -> ImageSet:
     opened = open_images(folder, facts.split, facts, _CLASSES)
-    notes = []
     if any(name.lower().endswith((".jpg", ".jpeg")) for name in opened.names):
-        facts = replace(facts, name="cifar10-jpeg")
-        notes.append("JPEG re-encoding, not the published pixels")
-    if len(opened) != _PUBLISHED[facts.split]:
-        notes.append(f"{len(opened):,} of the published {_PUBLISHED[facts.split]:,} images")
-    opened.facts = replace(facts, stand_in=bool(notes), note="; ".join(notes))
+        facts = replace(
+            facts, name="cifar10-jpeg", stand_in=True, note="JPEG re-encoding, not the published pixels"
+        )
+    opened.facts = facts.counted(len(opened), CIFAR10.published[facts.split])
     return opened
 
 
@@ -72,9 +70,7 @@ def _open_pickles(folder: Path, facts: Facts) -> ArraySet:
     batches = [read_batch(folder / name) for name in _BATCHES[facts.split]]
     pixels = np.concatenate([rows for rows, _ in batches]).reshape(-1, 3, 32, 32)
     labels = np.concatenate([numbers for _, numbers in batches])
-    if len(labels) != _PUBLISHED[facts.split]:
-        note = f"{len(labels):,} of the published {_PUBLISHED[facts.split]:,} images"
-        facts = replace(facts, stand_in=True, note=note)
+    facts = facts.counted(len(labels), CIFAR10.published[facts.split])
     return ArraySet(facts, pixels, labels, _CLASSES)
 
 

@@ -67,7 +67,7 @@ def open_photographs(split: str) -> FileSet:
     """The photographs of scikit-image, 300 to 1411 pixels a side, without labels; there is no test split."""
     _no_splits("photographs", split)
     facts = Facts("photographs", "CC0 or no known copyright restrictions (scikit-image)")
-    source, labels = FolderSource(_shipped()), np.full(len(PHOTOGRAPHS), UNLABELLED)
+    source, labels = FolderSource(_shipped()), np.full(len(PHOTOGRAPHS), UNLABELLED, np.int64)
     return FileSet(facts, source, PHOTOGRAPHS, labels, ())
 
 

@@ -37,13 +37,14 @@ def open_images(path: Path, split: str, facts: Facts, classes: Sequence[str] = (
     part = _choose(path, parts, split)
     train = next((folder for folder in _FOLDERS["train"] if folder in parts), None)
     classes = classes or (parts[train]() if train else part).classes
+    part = part.with_top_for(classes)
     return FileSet(replace(facts, split=split), part.source, part.names, part.labels(classes), classes)
 
 
 def open_flat(path: Path, split: str, facts: Facts) -> FileSet:
     """Open images without splits whose labels stand in their file names or do not matter."""
     part = _choose(path, _parts(path), split)
-    labels = np.full(len(part.names), UNLABELLED)
+    labels = np.full(len(part.names), UNLABELLED, np.int64)
     return FileSet(replace(facts, split=split), part.source, part.names, labels, ())
 
 
@@ -65,6 +66,19 @@ class _Part:
         inside = [name[len(self.top) :].split("/", 1) for name in self.names]
         return tuple(sorted({parts[0] for parts in inside})) if all(len(p) > 1 for p in inside) else ()
 
+    def with_top_for(self, classes: Sequence[str]) -> "_Part":
+        """The same images below the deepest folder at which all their folders are `classes`.
+
+        An archive whose images are all of one class has that class as the folder of them all.
+        """
+        part = self
+        while not part.classes or not {*part.classes} <= {*classes}:
+            if not part.top:
+                return self
+            above = posixpath.dirname(part.top[:-1])
+            part = replace(part, top=f"{above}/" if above else "")
+        return part
+
     def labels(self, classes: Sequence[str]) -> np.ndarray:
         """The number in `classes` of every image's class folder; `UserError` when one is not in there."""
         foreign = sorted({*self.classes} - {*classes})
@@ -72,7 +86,7 @@ class _Part:
             what = f"the class {foreign[0]!r}" if foreign else "images outside class folders"
             raise UserError(f"{self.source.path} {self.top} has {what}; the classes are {_listed(classes)}")
         if not classes:
-            return np.full(len(self.names), UNLABELLED)
+            return np.full(len(self.names), UNLABELLED, np.int64)
         number = {name: i for i, name in enumerate(classes)}
         return np.array([number[name[len(self.top) :].split("/", 1)[0]] for name in self.names], np.int64)
 

@@ -18,6 +18,7 @@ _GARMENTS = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 _PREFIX = {"train": "train", "test": "t10k"}
+_PUBLISHED = {"train": 60_000, "test": 10_000}
 
 
 def _download(name: str, root: Path) -> None:
@@ -33,6 +34,7 @@ MNIST = Known(
     "LeCun, Cortes and Burges",
     "CC BY-SA 3.0 (LeCun, Cortes)",
     tuple(str(d) for d in range(10)),
+    _PUBLISHED,
     lambda root: _download("MNIST", root),
 )
 FASHION = Known(
@@ -42,6 +44,7 @@ FASHION = Known(
     "Zalando Research",
     "MIT (Zalando)",
     _GARMENTS,
+    _PUBLISHED,
     lambda root: _download("FashionMNIST", root),
 )
 
@@ -65,7 +68,7 @@ def open_idx_set(known: Known, split: str, root: Root = None, download: bool = F
         raise UserError(
             f"{label_file} holds the label {labels.max()}; the last class is {len(known.classes) - 1}"
         )
-    facts = Facts(known.name, known.licence, split)
+    facts = Facts(known.name, known.licence, split).counted(len(labels), known.published.get(split))
     return ArraySet(facts, pixels[:, None], labels.astype(np.int64), known.classes)
 
 

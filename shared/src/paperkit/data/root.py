@@ -2,8 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from paperkit import UserError
@@ -55,6 +55,8 @@ class Known:
     """Who publishes it."""
     licence: str
     classes: tuple[str, ...] = ()
+    published: Mapping[str, int] = field(default_factory=dict)
+    """How many images each published split has."""
     download: Callable[[Path], None] | None = None
     """Fetches the published files below a root; None where there is no public download."""
 
@@ -67,12 +69,20 @@ def find(known: Known, root: Root, places: Sequence[str], download: bool = False
     folder = data_root(root)
     for _attempt in range(2):
         for place in places:
-            if (folder / place).exists():
+            if exists(folder / place):
                 return folder / place
         if not download:
             break
         fetch(known, folder)
     raise missing(known, folder)
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a file or folder; raises `UserError` where that cannot be seen."""
+    try:
+        return path.exists()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def fetch(known: Known, folder: Path) -> None:
@@ -93,4 +103,4 @@ def missing(known: Known, folder: Path) -> UserError:
 
 
 def _where(known: Known, folder: Path) -> str:
-    return f"put {known.files} ({known.size}, from {known.source}) into {folder}"
+    return f"put {known.files} into {folder} ({known.size}, from {known.source})"

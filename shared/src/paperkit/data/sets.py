@@ -4,8 +4,8 @@ import copy
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from paperkit import UserError, images
 from paperkit.data.batches import permutation
 from paperkit.data.sources import Source
 
+_CHUNK = 64  # images that a thread decodes before it asks for more
 UNLABELLED = -1
 """The label of an image that has none (a flat folder)."""
 
@@ -32,6 +33,16 @@ class Facts:
     stand_in: bool = False
     """True where the images are not those that the published name means; `note` says how they differ."""
     note: str = ""
+
+    def counted(self, found: int, published: int | None) -> "Facts":
+        """The same, or a stand-in where not as many images were found as were published."""
+        if published is None or found == published:
+            return self
+        note = f"{found:,} of the published {published:,} images"
+        return replace(self, stand_in=True, note=f"{self.note}; {note}" if self.note else note)
+
+
+_Set = TypeVar("_Set", bound="ImageSet")  # typing.Self is unknown to beartype on single methods
 
 
 class ImageSet(Dataset[tuple[Tensor, int]]):
@@ -88,7 +99,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     def _image(self, position: int) -> UInt8[Tensor, "c h w"]:
         raise NotImplementedError
 
-    def subset(self, n: int, seed: int = 0) -> Self:
+    def subset(self: _Set, n: int, seed: int = 0) -> _Set:
         """Draw `n` images without repeats, in random order; the same ones for the same seed.
 
         A smaller draw is the beginning of a larger one. Raises `UserError` when there are fewer than `n`.
@@ -98,7 +109,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
             raise UserError(f"{self} has no {n:,} images: ask for at most {len(self):,}")
         return self._at(permutation(len(self), seed, "subset")[:n])
 
-    def holdout(self, n: int, seed: int = 0) -> tuple[Self, Self]:
+    def holdout(self: _Set, n: int, seed: int = 0) -> tuple[_Set, _Set]:
         """Split at random into (the rest, `n` held-out images), the same ones for the same seed."""
         images.check_positive(n=n)
         if n >= len(self):
@@ -106,7 +117,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         order = permutation(len(self), seed, "holdout")
         return self._at(np.sort(order[n:])), self._at(np.sort(order[:n]))
 
-    def _at(self, positions: Int64[np.ndarray, "n"]) -> Self:
+    def _at(self: _Set, positions: Int64[np.ndarray, "n"]) -> _Set:
         part = copy.copy(self)
         part._index = self._index[positions]
         return part
@@ -126,18 +137,20 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         return part._stack(size, grey), part.labels
 
     def _stack(self, size: int | None, grey: bool) -> UInt8[Tensor, "n c h w"]:
-        def one(i: int) -> Tensor:
-            return images.fit(self[i][0], size, grey)
+        first = images.fit(self[0][0], size, grey)
+        stacked = torch.empty((len(self), *first.shape), dtype=torch.uint8)
 
-        with ThreadPoolExecutor(
-            min(16, os.cpu_count() or 1)
-        ) as pool:  # decoding releases the interpreter's lock
-            each = list(pool.map(one, range(len(self))))
-        shapes = {tuple(image.shape) for image in each}
-        if len(shapes) > 1:
-            example = " and ".join(str(shape) for shape in sorted(shapes)[:2])
-            raise UserError(f"the images of {self.name} differ in size ({example}): give a size")
-        return torch.stack(each)
+        def load(start: int) -> None:
+            for i in range(start, min(start + _CHUNK, len(self))):
+                image = images.fit(self[i][0], size, grey)
+                if image.shape != first.shape:
+                    shapes = f"{tuple(first.shape)} and {tuple(image.shape)}"
+                    raise UserError(f"the images of {self.name} differ in size ({shapes}): give a size")
+                stacked[i] = image
+
+        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:  # decoding releases the lock
+            list(pool.map(load, range(0, len(self), _CHUNK)))
+        return stacked
 
 
 class ArraySet(ImageSet):
@@ -182,7 +195,7 @@ class FileSet(ImageSet):
         """The file name of every image, in order."""
         return tuple(self._names[i] for i in self._index)
 
-    def relabelled(self, labels: Int64[np.ndarray, "n"], classes: Sequence[str]) -> Self:
+    def relabelled(self, labels: Int64[np.ndarray, "n"], classes: Sequence[str]) -> "FileSet":
         """The same images with other labels."""
         changed = copy.copy(self)
         ImageSet.__init__(changed, self.facts, labels, classes)

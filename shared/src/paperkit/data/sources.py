@@ -127,9 +127,8 @@ class ZipSource:
         }
 
     def _open(self) -> zipfile.ZipFile:
-        if (
-            getattr(self._handles, "process", None) != os.getpid()
-        ):  # a forked child must not share the position
+        # a forked child must not share the parent's position in the file
+        if getattr(self._handles, "process", None) != os.getpid():
             try:
                 self._handles.zip = zipfile.ZipFile(self.path)
             except (OSError, *_DAMAGED) as error:

@@ -24,8 +24,10 @@ from paperkit.run import atomic
 MOST_OF_A_SERIES = 6
 MOST_NAMED = 12
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-SMALL = 640
+SMALL = 300
 """Pictures below this width, in pixels, are enlarged with sharp edges."""
+WIDE = 1.4
+"""Pictures at least so many times as wide as high stand two in a row."""
 
 
 def write(
@@ -239,14 +241,18 @@ def _samples(series: Mapping[str, Sequence[tuple[int | None, Path]]]) -> str:
     return _section("Samples", *rows)
 
 
-def _row(heading: str, pictures: Sequence[tuple[str, int | None, Path]], left_out: int) -> str:
+def _row(heading: str, files: Sequence[tuple[str, int | None, Path]], left_out: int) -> str:
+    """Pictures side by side; fewer in a row where they are wide, so that words in them can be read."""
+    pictures = [(name, step, *_png(file)) for name, step, file in files]
+    wide = any(width >= WIDE * height and width >= SMALL for _, _, _, width, height in pictures)
+    kind = "samples" + (" steps" if files[0][1] is not None else "") + (" wide" if wide else "")
     figures = "".join(_picture(*picture) for picture in pictures)
     rest = f'<p class="quiet">{left_out} more in samples/</p>' if left_out > 0 else ""
-    kind = "samples" if pictures[0][1] is None else "samples steps"
     return f'<div class="series">{heading}<div class="{kind}">{figures}</div>{rest}</div>'
 
 
-def _picture(name: str, step: int | None, file: Path) -> str:
+def _png(file: Path) -> tuple[bytes, int, int]:
+    """A picture's bytes, width and height."""
     try:
         data = file.read_bytes()
     except OSError as error:
@@ -254,9 +260,12 @@ def _picture(name: str, step: int | None, file: Path) -> str:
     if data[:8] != b"\x89PNG\r\n\x1a\n" or len(data) < 24:
         raise UserError(f"{file} is no PNG picture: remove it or write it again")
     width, height = struct.unpack(">II", data[16:24])
+    return data, width, height
+
+
+def _picture(name: str, step: int | None, data: bytes, width: int, height: int) -> str:
     what = _title(name) or "Samples"
-    caption = what if step is None else f"step {step}"
-    alt = what if step is None else f"{what} at step {step}"
+    caption, alt = (what, what) if step is None else (f"step {step}", f"{what} at step {step}")
     small = ' class="small"' if width < SMALL else ""
     return (
         f'<figure><img{small} src="data:image/png;base64,{base64.b64encode(data).decode()}" '
