@@ -26,8 +26,8 @@ def quality(
     """Readable share, the same balanced, classes covered, class entropy, KID, precision and recall.
 
     `balanced` counts each class up to its equal share only, so that one readable image repeated (which a
-    collapsed or untrained net gives) is worth 1 / classes. `entropy` is 1 for equal shares. KID (unbiased, cubic kernel), precision and recall (k = 5) are on the judge's features against held-out
-    images.
+    collapsed or untrained net gives) is worth 1 / classes. `entropy` is 1 for equal shares. KID (unbiased,
+    cubic kernel), precision and recall (k = 5) are on the judge's features against held-out images.
     """
     probabilities = judge_.probabilities(samples)
     confidence, label = probabilities.max(1)

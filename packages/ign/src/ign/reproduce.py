@@ -156,8 +156,8 @@ def small_samples(seeds: int) -> dict[str, Any]:
     return {
         "claim": "One application of f turns white noise into readable digits of all ten classes",
         "source": "abstract; section 4 (MNIST samples, no score)", "preset": "small", "data": train_set.name,
-        "metric": "balanced_readable_share_k1", "unit": "1", "better": "higher", "ours": arm("k1", "balanced"),
-        "against": ("untrained net", arm("untrained", "balanced")),
+        "metric": "balanced_readable_share_k1", "unit": "1", "better": "higher",
+        "ours": arm("k1", "balanced"), "against": ("untrained net", arm("untrained", "balanced")),
         "arms": {**arms, **{f"{key}_real": [value] for key, value in best.items()}},
         "criterion": "in every seed: ten classes, KID below half the untrained net's, readable share >= 0.85",
         "statistic": min(passed), "threshold": 0.85,

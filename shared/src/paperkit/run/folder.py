@@ -1,6 +1,7 @@
 """The run folder and the training loop's frame: log, metrics, resume, signals, progress."""
 
 import contextlib
+import importlib.util
 import itertools
 import json
 import os
@@ -103,6 +104,7 @@ class Run:
         self._complete = False
         self._signal = 0
         self._opened = time.monotonic()
+        self._board: Any = None
 
     @classmethod
     def open(
@@ -158,9 +160,19 @@ class Run:
         self._append("log.txt", text)
 
     def log(self, step: int, **metrics: float) -> None:
-        """Append one line to metrics.jsonl. Only figures that an equal run would repeat belong there."""
-        if self.main:
-            self._append("metrics.jsonl", json.dumps({"step": step, **metrics}))
+        """Append one line to metrics.jsonl; with the extra `tensorboard` also there.
+
+        Only figures that an equal run would repeat belong here.
+        """
+        if not self.main:
+            return
+        self._append("metrics.jsonl", json.dumps({"step": step, **metrics}))
+        if self._board is None and importlib.util.find_spec("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(self.folder / "tensorboard")
+        for name, value in metrics.items() if self._board else ():
+            self._board.add_scalar(name, value, step)
 
     def _append(self, name: str, line: str) -> None:
         try:
@@ -227,6 +239,7 @@ class Run:
                     self.say("stopping: this step, then it saves; Ctrl-C again ends at once")
                 self.last = stopping or step == total
                 yield step
+                self.manifest["step"] = step
                 bar.update()
                 if self.last and step < total:
                     return
