@@ -171,8 +171,9 @@ class Run:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(self.folder / "tensorboard")
-        for name, value in metrics.items() if self._board else ():
-            self._board.add_scalar(name, value, step)
+        if self._board is not None:
+            for name, value in metrics.items():
+                self._board.add_scalar(name, value, step)
 
     def _append(self, name: str, line: str) -> None:
         try:
