@@ -205,11 +205,11 @@ class ReproduceConfig:
 
     id: Positional[str] = "all"
     """Result file to write, or all."""
-    seeds: int = 5
-    """How many seeds, 0, 1, …"""
+    seeds: int = 0
+    """How many seeds, 0, 1, …; 0 = as many as the claim's own protocol says."""
     out: str = ""
     """Folder for the JSON; by default the package's results folder."""
 
     def __post_init__(self):
-        if self.seeds < 1:
-            raise UserError(f"--seeds must be at least 1, not {self.seeds}")
+        if self.seeds < 0:
+            raise UserError(f"--seeds must not be negative: {self.seeds}")
