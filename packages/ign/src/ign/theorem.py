@@ -13,16 +13,23 @@ Player A answers with the drift of eq. 19, player B moves mass to where the drif
 
 What the theorem says: at a joint optimum l_t P_theta <= P_x, so for l_t = 1 P_theta = P_x; for l_t < 1 any
 such P_theta is optimal, and up to 1 - l_t of P_x may be dropped. What it does not say: that the players get
-there. For eta < 1 and l_t = 1 they hover within TV <= eta once every point has been over-full (B leaves no
-point with less than (1 - eta) P_x, so it lacks at most eta P_x); for eta = 1 all mass chases one point for ever.
+there. For eta < 1 and l_t = 1 they hover within TV <= eta once every point has been over-full: B leaves none
+with less than (1 - eta) P_x, so each lacks at most eta P_x. For eta = 1 all mass chases one point for ever.
 The last two are derived here.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
+from paperkit import images
+from paperkit.run import to_json, write_json
+from torch import Tensor
+
+from ign import draw, ring
+from ign.config import TheoremConfig
 
 ROUNDS = 10_000
 POINTS = 50
@@ -130,3 +137,55 @@ def tabular(seeds: int) -> dict[str, Any]:
         "statistic": 1 - failures.mean(), "threshold": 1.0,
         "details": {"rounds": ROUNDS, "games": details},
     }  # fmt: skip
+
+
+# ---- the verb `ign theorem` --------------------------------------------------------------------------------
+
+
+def playground(config: TheoremConfig) -> list[Path]:
+    """`ign theorem`: play E0 and E1 at a small size and draw them; prints what they came to."""
+    out = Path(config.out)
+    games = out / "games.png"
+    images.write(games, games_picture(config.instances))
+    arms = ring.playground_arms(config.tight)
+    data, nets = ring.mixture(config.data), {}
+    rows: dict[str, dict[str, list[float]]] = {}
+    print(f"{config.data}, {config.steps:,} steps of {ring.BATCH}, seed {config.seed}")
+    print(f"{'':20}" + "".join(f"{key:>11}" for key in SHOWN))
+    for name, objective in arms.items():
+        nets[name] = ring.train(data, objective, [config.seed], config.steps)
+        rows[name] = ring.measure(nets[name], data, [config.seed])
+        print(f"{name:20}" + "".join(f"{rows[name][key][0]:11.3f}" for key in SHOWN), flush=True)
+    lack = max(0.0, 1 - config.tight)
+    print(f"by the theorem an optimum at l_t = {config.tight:g} may drop up to {lack:.0%} of the data")
+    picture = out / "ring.png"
+    images.write(picture, ring.picture(nets, data, config.seed))
+    write_json(out / "figures.json", {"config": to_json(config), "modes_of": data.modes, "arms": rows})
+    print(f"{games}\n{picture}")
+    return [games, picture]
+
+
+SHOWN = ("precision", "modes", "heaviest", "e2", "auc")
+HUES = {1.0: (200, 60, 70), 0.1: (40, 110, 180), 0.01: (30, 145, 110)}
+
+
+def games_picture(b: int) -> UInt8[Tensor, "3 h w"]:
+    """TV to P_x against rounds from a collapsed start: a panel for each l_t, a curve for each eta."""
+    p, q = instances(b, "collapsed")
+    panels = []
+    for tight, title, *remarks in (
+        (1.0, "l_t = 1", "one optimum, P_x: reached to within eta", "without rest; at eta = 1 never"),
+        (
+            0.5,
+            "l_t = 1/2",
+            "stops (dot) at an optimum that is not P_x",
+            "dashed: the most that one may lack, 1/2",
+        ),
+        (0.125, "l_t = 1/8", "the paper's ratio 2.5 / 20", "dashed: the most that an optimum may lack, 7/8"),
+    ):
+        curves = []
+        for eta, hue in HUES.items():
+            game = play(p, q, tight, eta, ROUNDS)
+            curves.append(draw.Curve(f"eta = {eta:g}", hue, game.tv, bool((game.stopped >= 0).all())))
+        panels.append(draw.Panel(title, (remarks[0], remarks[1]), curves, None if tight == 1 else 1 - tight))
+    return draw.charts(panels, ROUNDS, 0.002, f"total variation to P_x: median and range of {b}")
