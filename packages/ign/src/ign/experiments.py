@@ -352,12 +352,12 @@ def _outside(x: Float[Tensor, "n 1 8 8"], seed: int) -> dict[str, Tensor]:
 def letters(n: int, draw: torch.Generator) -> Float[Tensor, "n 1 8 8"]:
     """Letters as bright as digits: drawn at 32x32 and averaged to 8x8, at random places."""
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-    font = ImageFont.load_default(28)
+    font = ImageFont.load_default(40)
     found = []
     for _ in range(n):
-        index, right, down = (int(torch.randint(0, size, (), generator=draw)) for size in (52, 7, 5))
+        index, right, down = (int(torch.randint(0, size, (), generator=draw)) for size in (52, 5, 4))
         canvas = Image.new("L", (32, 32))
-        ImageDraw.Draw(canvas).text((4 + right, -4 + down), alphabet[index], fill=255, font=font)
+        ImageDraw.Draw(canvas).text((3 + right, -9 + down), alphabet[index], fill=255, font=font)
         found.append(torch.frombuffer(bytearray(canvas.tobytes()), dtype=torch.uint8).view(1, 32, 32))
     tiny = torch.nn.functional.avg_pool2d(torch.stack(found).float(), 4)
     return (tiny / tiny.amax((2, 3), keepdim=True).clamp_min(1)) * 2 - 1
