@@ -78,7 +78,8 @@ class Weight(NamedTuple):
     """Least 1 / scale below each node, and the least score that any query can reach there (node, 2)."""
 
 
-# ---- Compiled parts
+# ---- Compiled parts. Loops over 16 numbers take the length from the array: numba's LLVM unrolls a loop of known
+# length before it could use vector instructions for it (measured: 8 instead of 15 ns a box, 34 instead of 89 a leaf).
 
 
 @loose
@@ -92,7 +93,7 @@ def project(rows, start, stop, center, unit, basis, out):
         for t in range(len(offset)):
             value = (data[origin[i] + offset[t]] - center[t]) * unit
             square += value * value
-            for a in range(2 * AXES):
+            for a in range(len(sums)):
                 sums[a] += value * basis[t, a]
         rest = square
         for a in range(2 * AXES):
@@ -179,7 +180,7 @@ def distance(queries, i, keys, j, buffer):
 def box_distance(box, node, query):
     """Squared distance of the query's coordinates from a box."""
     total = np.float32(0)
-    for a in range(AXES):
+    for a in range(box.shape[2]):
         out = max(box[node, 0, a] - query[a], query[a] - box[node, 1, a])
         out = max(out, np.float32(0))
         total += out * out
@@ -189,11 +190,14 @@ def box_distance(box, node, query):
 @loose
 def leaf_distances(coordinate, leaf, query, out):
     """Squared distances of the query's coordinates from those of a leaf's rows."""
-    out[:] = 0
-    for a in range(AXES):
-        for n in range(LEAF):
-            apart = coordinate[leaf, a, n] - query[a]
-            out[n] += apart * apart
+    size = coordinate.shape[2]
+    for n in range(size):
+        out[n] = 0
+    for a in range(0, AXES, 4):  # four axes at a time: fewer passes over `out`
+        for n in range(size):
+            one, two = coordinate[leaf, a, n] - query[a], coordinate[leaf, a + 1, n] - query[a + 1]
+            three, four = coordinate[leaf, a + 2, n] - query[a + 2], coordinate[leaf, a + 3, n] - query[a + 3]
+            out[n] += one * one + two * two + (three * three + four * four)
 
 
 @loose
@@ -201,7 +205,7 @@ def second_look(bound, one, two):
     """The squared distance `bound` in the first coordinates, with the second ones in place of the residual."""
     residual = one[AXES - 1] - two[AXES - 1]
     total = np.float32(0)
-    for a in range(AXES, 2 * AXES):
+    for a in range(AXES, len(one)):
         apart = one[a] - two[a]
         total += apart * apart
     return bound - residual * residual + total
@@ -457,13 +461,16 @@ def search_tree(
     guesses = np.empty((count, 0), np.int64) if guesses is None else np.ascontiguousarray(guesses)
     steps = steps_between(queries.items, keys.items)
     error = np.array([keys.space.error, keys.longest])
+    a, b = queries.rows, keys.rows
+    if a.data.dtype != b.data.dtype:  # one compilation for each precision, not for each pair
+        a, b = a._replace(data=a.data.astype(np.float64)), b._replace(data=b.data.astype(np.float64))
     best, slot = np.full(count, np.inf), np.zeros(count, np.int64)
     work = np.zeros(3, np.int64)
 
     def run(start: int, stop: int) -> None:
         done = np.zeros(3, np.int64)
         search(
-            queries.rows, keys.rows, queries.points, keys.points, start, stop, steps, guesses, slots, lookup,
+            a, b, queries.points, keys.points, start, stop, steps, guesses, slots, lookup,
             keys.tree, weight, unit, error, best, slot, done,
         )  # fmt: skip
         np.add(work, done, out=work)
