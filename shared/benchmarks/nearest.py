@@ -75,7 +75,9 @@ def ours(queries, keys, alpha: float) -> torch.Tensor:
     return nearest(queries, keys, alpha).index
 
 
-def cdist(queries: torch.Tensor, keys: torch.Tensor, alpha: float, chunk: int, share: int = 1) -> torch.Tensor:
+def cdist(
+    queries: torch.Tensor, keys: torch.Tensor, alpha: float, chunk: int, share: int = 1
+) -> torch.Tensor:
     """All distances, `chunk` rows at a time; for finite alpha a pass for each key's minimum comes first."""
     parts = queries[: -(-len(queries) // share)].split(chunk)
     if len(parts) == 1 and math.isfinite(alpha):  # the whole table fits: compute it once
@@ -112,7 +114,9 @@ def flat(queries: torch.Tensor, keys: torch.Tensor, alpha: float, share: int = 1
     return torch.from_numpy(index.search(extended, 1)[1][:, 0])
 
 
-def arm(name: str, content: str, count: int, alpha: float, share: int, chunk: int) -> Callable[[], torch.Tensor]:
+def arm(
+    name: str, content: str, count: int, alpha: float, share: int, chunk: int
+) -> Callable[[], torch.Tensor]:
     """The call that is timed; what it needs is made before."""
     queries, keys = inputs(content, count)
     if name == "ours":
@@ -141,7 +145,9 @@ def best_chunk(count: int) -> int:
 # ---- Memory: peak above the process before, in a process of its own
 
 
-def peak_mib(name: str, content: str, count: int, alpha: float, share: int, chunk: int, threads: int) -> float:
+def peak_mib(
+    name: str, content: str, count: int, alpha: float, share: int, chunk: int, threads: int
+) -> float:
     words = [name, content, str(count), str(alpha), str(share), str(chunk), str(threads)]
     command = [sys.executable, str(Path(__file__).resolve()), "--measure", *words]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
@@ -193,12 +199,14 @@ def run_case(content: str, count: int, alpha: float, share: int, repeats: int, t
             spent = time.perf_counter() - start
             if turn or spent > 20:  # the first turn warms up
                 seconds[name].append(spent * (share if name != "ours" else 1))
-        if turn and time.perf_counter() - budget > 50:
+        if turn and time.perf_counter() - budget > 30:
             break
     shown = {name: statistics.median(values) for name, values in seconds.items()}
     memory = {name: peak_mib(name, content, count, alpha, share, chunk, threads) for name in names}
     few = len(found["cdist"])
-    wrong = {name: int((found[name] != found["ours"][:few]).sum()) for name in names[1:]} if share == 1 else None
+    wrong = (
+        {name: int((found[name] != found["ours"][:few]).sum()) for name in names[1:]} if share == 1 else None
+    )
     return {
         "content": content, "patches": count, "alpha": alpha if math.isfinite(alpha) else "inf",
         "seconds": shown, "values": seconds, "repeats": len(seconds["cdist"]), "rivals_share": f"1/{share}",
@@ -213,12 +221,19 @@ def record(cases: list[dict], threads: int, wall: float, path: Path) -> None:
     worst = min(cases, key=lambda case: case["ratio"])
     largest = max(case["memory_share_of_cdist"] for case in cases)
     rival = min(("cdist", "faiss"), key=lambda name: worst["seconds"][name])
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE
+    ).stdout.strip()
     packages = ("torch", "numpy", "numba", "scikit-image")
 
     def summary(name: str) -> dict:
         values = worst["values"][name]
-        return {"mean": statistics.fmean(values), "std": statistics.pstdev(values), "n": len(values), "values": values}
+        return {
+            "mean": statistics.fmean(values),
+            "std": statistics.pstdev(values),
+            "n": len(values),
+            "values": values,
+        }
 
     result = {
         "paper": "paperkit", "id": "bench-nearest",
@@ -249,7 +264,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="for every arm")
     parser.add_argument("--repeats", type=int, default=5, help="per case, after one warm-up turn")
-    parser.add_argument("--only", default="", help="cases whose name holds this, e.g. random-10000; writes nothing")
+    parser.add_argument(
+        "--only", default="", help="cases whose name holds this, e.g. random-10000; writes nothing"
+    )
     parser.add_argument("--measure", nargs=7, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:

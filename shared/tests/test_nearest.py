@@ -120,6 +120,15 @@ def test_vectors(name, alpha, method):
     check(VECTORS[name](1), VECTORS[name](1)[:77], alpha, method=method)
 
 
+@pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("name", VECTORS)
+def test_first_look_in_either_precision(name, alpha, quick, monkeypatch):
+    """Whether this machine's bfloat16 is quick decides the time only."""
+    monkeypatch.setattr("paperkit._nearest_blocks.bfloat16_is_quick", lambda: quick)
+    check(VECTORS[name](1), VECTORS[name](2), alpha, method="blocks")
+
+
 def tiled(seed: int) -> torch.Tensor:
     return smooth(3, 8, 8, seed).repeat(1, 3, 3)
 

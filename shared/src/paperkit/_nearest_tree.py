@@ -6,15 +6,15 @@ the extra `nearest`.
 A row x (centred on the keys' mean, scaled by a power of two) gets 16 coordinates: its products with the keys'
 first 15 principal directions B, and the norm of what they leave. Distances between coordinates never exceed
 distances between rows. A balanced tree over the coordinates skips the keys that are farther away in them than
-the best score so far (gpnn spec 11.4). A key that is near enough is looked at with 15 more directions, and the
-norm of what all 30 leave; every key that is still near enough is scored in float64.
+the best score so far (gpnn spec 11.4). A key that is near enough is looked at with 15 more directions, and
+the norm of what all 30 leave; every key that is still near enough is scored in float64.
 
-Rounding, for a row with a = |x| and u = 2^-53 (`Space.error`): float64 sums of d products give 31 coordinates
-to 6 (d + 3) u a; B is within `defect` = |B'B - I| of an orthonormal matrix; the square of a residual norm is off
-by ((2 d + 90) u + 4 defect) a^2, hence the norm by the root of that; storing as float32 adds 2^-24 a. A distance
-of coordinates is off by the sum e of both rows' errors, and its square, a float32 sum of at most 33 squares of
-differences, none above it, relatively by less than 2^-18. So no key above (sqrt(best) + e)^2 (1 + 2^-18) can
-win (`limit_of`).
+Rounding, for a row with a = |x| and u = 2^-53 (`Space.error`): float64 sums of d products give 30 coordinates
+to 6 (d + 3) u a; B is within `defect` = |B'B - I| of an orthonormal matrix; the square of a residual norm is
+off by ((2 d + 90) u + 4 defect) a^2, hence the norm by the root of that; storing as float32 adds 2^-24 a. A
+distance of coordinates is off by the sum e of both rows' errors, and its square, a float32 sum of at most 33
+squares of differences, none above it, relatively by less than 2^-18. So no key above
+(sqrt(best) + e)^2 (1 + 2^-18) can win (`limit_of`).
 """
 
 import inspect
@@ -78,8 +78,8 @@ class Weight(NamedTuple):
     """Least 1 / scale below each node, and the least score that any query can reach there (node, 2)."""
 
 
-# ---- Compiled parts. Loops over 16 numbers take the length from the array: numba's LLVM unrolls a loop of known
-# length before it could use vector instructions for it (measured: 8 instead of 15 ns a box, 34 instead of 89 a leaf).
+# ---- Compiled parts. Loops over 16 numbers take the length from the array: a loop of known length is unrolled
+# before vector instructions are considered (measured: 8 instead of 15 ns a box, 34 instead of 89 ns a leaf).
 
 
 @loose
@@ -202,7 +202,7 @@ def leaf_distances(coordinate, leaf, query, out):
 
 @loose
 def second_look(bound, one, two):
-    """The squared distance `bound` in the first coordinates, with the second ones in place of the residual."""
+    """The squared distance `bound` of first coordinates, with the second ones in place of the residual."""
     residual = one[AXES - 1] - two[AXES - 1]
     total = np.float32(0)
     for a in range(AXES, len(one)):

@@ -126,7 +126,7 @@ class Index:
     """Keys made ready for several searches.
 
     `key_mask` excludes keys (False), `memory` is the working memory of a search in bytes, beyond inputs,
-    outputs and tree (default 64 MiB; 1 GiB on a GPU). `method`: "blocks" compares all pairs by matrix
+    outputs and tree (default 128 MiB; 1 GiB on a GPU). `method`: "blocks" compares all pairs by matrix
     products; "tree" (CPU, extra `nearest`) skips most pairs; "auto" estimates which is quicker for the data.
     """
 
@@ -148,7 +148,7 @@ class Index:
                 f"key_mask of {tuple(key_mask.shape)} for {items.count} keys: give one bit per key"
             )
         self.count = items.count
-        self.memory = memory or (2**30 if items.device.type == "cuda" else 2**26)
+        self.memory = memory or (2**30 if items.device.type == "cuda" else 2**27)
         self.method = _available(method, items.device)
         valid = keys.valid() if isinstance(keys, Patches) else None
         masks = [mask for mask in (valid, key_mask) if mask is not None]
