@@ -265,6 +265,21 @@ def test_index_serves_many_searches(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("alpha", [math.inf, 1e-2])
+def test_queries_of_other_scales_than_the_keys(alpha, method):
+    """The unit of the fast stage follows the larger side, in one index too."""
+    k = 0.4 * torch.rand(90, 24, generator=generator(1), dtype=torch.float64)
+    q = torch.rand(70, 24, generator=generator(2), dtype=torch.float64)
+    index = Index(k, method=method)
+    for scale in (0.1, 0.6, 1.0, 1e12, 1e-12, 1e30, 1.0, 1e-30):
+        expected, _, score = brute(scale * q, k, alpha)
+        result = index.search(scale * q, alpha)
+        np.testing.assert_array_equal(result.index.numpy(), expected)
+        np.testing.assert_array_equal(result.score.numpy(), score)
+        check(scale * q, 1e-40 * k, alpha, method=method)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_reduced_precision_around_the_call_changes_nothing(method):
     q, k = torch.randn(200, 64, generator=generator(1)), torch.randn(200, 64, generator=generator(2))
     expected = brute(q, k)

@@ -7,6 +7,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import NamedTuple
 
@@ -57,7 +58,7 @@ def bfloat16_is_quick() -> bool:
         a = torch.ones(256, 160, dtype=dtype)
         for _ in range(4):
             start = time.perf_counter()
-            a @ a.T
+            torch.mm(a, a.T)
             seconds[dtype] = min(seconds.get(dtype, math.inf), time.perf_counter() - start)
     return seconds[torch.bfloat16] < 0.8 * seconds[torch.float32]
 
@@ -71,15 +72,43 @@ def in_parts(x: Float64[Tensor, "n"]) -> list[Tensor]:
     return parts
 
 
+def search_blocks(
+    queries: Items, keys: Items, scale: Float64[Tensor, "k"] | None, guesses: Tensor | None, memory: int
+) -> Best:
+    """Best key of every query; on a CPU each thread takes its share of the queries from end to end.
+
+    Threads of Python with one thread of torch each: nothing waits at a barrier after every small operation.
+    """
+    threads = torch.get_num_threads() if queries.device.type == "cpu" and queries.count > 1024 else 1
+    with full_precision(queries.device):
+        if threads < 2:
+            return Blocks(queries, keys, scale, memory).search(guesses)
+
+        def share(part: Tensor) -> Best:
+            torch.set_num_threads(1)  # of this thread
+            mine = None if guesses is None else guesses[part]
+            return Blocks(queries.only(part), keys, scale, memory // threads).search(mine)
+
+        try:
+            with ThreadPoolExecutor(threads) as pool:
+                shares = list(pool.map(share, torch.arange(queries.count).chunk(threads)))
+        finally:
+            torch.set_num_threads(threads)  # the default of threads to come, which `share` has changed
+    best = Best(queries, keys, scale)
+    best.score = torch.cat([part.score for part in shares])
+    best.slot = torch.cat([part.slot for part in shares])
+    return best
+
+
 class Blocks:
     """Compare all pairs: bounds of S from matrix products, exact scores of all that could win.
 
     1. Rows are centred (distances stay, cancellation shrinks), scaled by a power of two, and extended so that
        one product per pair, (q', (1-eps) a^2, 1) . w (-2k', 1, (1-eps) b^2), is below its scaled score.
-    2. First look, by bfloat16 products where those are quick: coarse rows q^, k^ whose errors e = |q' - q^|,
-       r = |-2w k' - k^| are measured; w a^2, w b^2 in parts, to 24 bits. The product, rounded by rho, is off by
-       rho |product| + r a + |k^| e + 2.5 eps w (a^2 + b^2) at most. Its minimum over a group of keys, with
-       the group's largest error added, is above the best score; a group not above that is kept.
+    2. First look, by bfloat16 products where those are quick: coarse rows q^, k^ whose errors e = |q' - q^|
+       and r = |-2w k' - k^| are measured; w a^2, w b^2 in parts, to 24 bits. The product, rounded by rho,
+       is off by rho |product| + r a + |k^| e + 2.5 eps w (a^2 + b^2) at most. Its minimum over a group of
+       keys, with the group's largest error added, is above the best score; a group not above that is kept.
     3. Second look at those, key by key, by float32; the keys left are scored in float64.
     """
 
@@ -95,19 +124,18 @@ class Blocks:
         self.best = Best(queries, keys, scale)
         # Reduced sums inside a bfloat16 product, which a GPU may make, have no bound here: the CPU only.
         self.coarse = self.device.type == "cpu" and bfloat16_is_quick()
-        self.rho = 1.01 * 2.0**-9 if self.coarse else 2.0**-23
+        self.rho = 1.01 * 2.0**-8 if self.coarse else 2.0**-23  # bfloat16 has 8 significant bits
 
     def search(self, guesses: Int64[Tensor, "q s"] | None) -> Best:
         """Best key of every query."""
         self.best.seed(guesses, self.memory // 4)
         tile_keys, tile_queries, held = block_sizes(self.memory, self.width, self.device)
-        with full_precision(self.device):
-            for some in self._numbers(0, self.queries.count).split(held):
-                parts = [(part, self._query_rows(part)) for part in some.split(tile_queries)]
-                for start in range(0, self.keys.count, tile_keys):
-                    block = self._key_rows(self._numbers(start, min(start + tile_keys, self.keys.count)))
-                    for part, query in parts:
-                        self._tile(start, block, part, query)
+        for some in self._numbers(0, self.queries.count).split(held):
+            parts = [(part, self._query_rows(part)) for part in some.split(tile_queries)]
+            for start in range(0, self.keys.count, tile_keys):
+                block = self._key_rows(self._numbers(start, min(start + tile_keys, self.keys.count)))
+                for part, query in parts:
+                    self._tile(start, block, part, query)
         return self.best
 
     def _numbers(self, start: int, stop: int) -> Int64[Tensor, "n"]:

@@ -78,8 +78,10 @@ class Weight(NamedTuple):
     """Least 1 / scale below each node, and the least score that any query can reach there (node, 2)."""
 
 
-# ---- Compiled parts. Loops over 16 numbers take the length from the array: a loop of known length is unrolled
-# before vector instructions are considered (measured: 8 instead of 15 ns a box, 34 instead of 89 ns a leaf).
+# ---- Compiled parts
+
+# Loops over 16 numbers take the length from the array: a loop of known length is unrolled before vector
+# instructions are considered (measured: 8 instead of 15 ns for a box, 34 instead of 89 ns for a leaf).
 
 
 @loose
@@ -357,7 +359,7 @@ class Space:
     def __init__(self, keys: "Items", power: int) -> None:
         sample = keys.sample(4096).double()
         mean = sample.mean(0)
-        self.unit = 2.0**-power
+        self.power, self.unit = power, 2.0**-power
         sample = (sample - mean) * self.unit
         kept = min(2 * (AXES - 1), keys.width)
         vectors = torch.linalg.eigh(sample.T @ sample).eigenvectors[:, -kept:].flip(1)
