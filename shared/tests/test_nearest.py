@@ -253,6 +253,22 @@ def test_neither_memory_nor_threads_nor_seeds_matter(alpha, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("alpha", [math.inf, 1e-2])
+def test_shares_of_several_threads(alpha, method):
+    """Enough queries for each thread to take a share of its own; guesses and thread count come through."""
+    q, k = torch.rand(2500, 6, generator=generator(1)), torch.rand(300, 6, generator=generator(2))
+    seeds = torch.randint(-2, 310, (2500, 2), generator=generator(3))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        check(q, k, alpha, seeds=seeds, method=method)
+        check(k, q, alpha, reverse_seeds=seeds, method=method)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_index_serves_many_searches(method):
     k = Patches(smooth(3, 20, 22, 2), 5)
     index = Index(k, method=method)
