@@ -73,27 +73,25 @@ def in_parts(x: Float64[Tensor, "n"]) -> list[Tensor]:
 
 
 def search_blocks(
-    queries: Items, keys: Items, scale: Float64[Tensor, "k"] | None, guesses: Tensor | None, memory: int
+    queries: Items,
+    keys: Items,
+    scale: Float64[Tensor, "k"] | None,
+    guesses: Tensor | None,
+    memory: int,
+    threads: int,
 ) -> Best:
-    """Best key of every query; on a CPU each thread takes its share of the queries from end to end.
-
-    Threads of Python with one thread of torch each: nothing waits at a barrier after every small operation.
-    """
-    threads = torch.get_num_threads() if queries.device.type == "cpu" and queries.count > 1024 else 1
+    """Best key of every query; on a CPU each thread of Python takes its share of them from end to end."""
     with full_precision(queries.device):
-        if threads < 2:
+        if threads < 2 or queries.device.type != "cpu" or queries.count <= 1024:
             return Blocks(queries, keys, scale, memory).search(guesses)
 
         def share(part: Tensor) -> Best:
-            torch.set_num_threads(1)  # of this thread
+            torch.set_num_threads(1)
             mine = None if guesses is None else guesses[part]
             return Blocks(queries.only(part), keys, scale, memory // threads).search(mine)
 
-        try:
-            with ThreadPoolExecutor(threads) as pool:
-                shares = list(pool.map(share, torch.arange(queries.count).chunk(threads)))
-        finally:
-            torch.set_num_threads(threads)  # the default of threads to come, which `share` has changed
+        with ThreadPoolExecutor(threads) as pool:
+            shares = list(pool.map(share, torch.arange(queries.count).chunk(threads)))
     best = Best(queries, keys, scale)
     best.score = torch.cat([part.score for part in shares])
     best.slot = torch.cat([part.slot for part in shares])

@@ -372,10 +372,12 @@ class Space:
         self.basis[:, :first] = vectors[:, :first].numpy()
         self.basis[:, AXES : AXES + kept - first] = vectors[:, first:].numpy()
 
-    def points(self, rows: Rows) -> np.ndarray:
+    def points(self, rows: Rows, threads: int) -> np.ndarray:
         """Coordinates of all rows (row, 2 AXES): for the tree, and for the second look."""
         out = np.empty((len(rows.origin), 2 * AXES), np.float32)
-        parallel(len(out), 4096, lambda a, b: project(rows, a, b, self.center, self.unit, self.basis, out))
+        parallel(
+            len(out), 4096, threads, lambda a, b: project(rows, a, b, self.center, self.unit, self.basis, out)
+        )
         return out
 
 
@@ -403,10 +405,10 @@ def weigh(tree: Tree, scale: np.ndarray | None, least: np.ndarray | None, unit: 
     return Weight(scale, place, node)
 
 
-def parallel(count: int, chunk: int, call: Callable[[int, int], None]) -> None:
-    """call(start, stop) over chunks, by as many Python threads as torch uses: nobody spins at a barrier."""
+def parallel(count: int, chunk: int, threads: int, call: Callable[[int, int], None]) -> None:
+    """call(start, stop) over chunks by threads of Python: nobody spins at a barrier."""
     starts = range(0, count, chunk)
-    threads = min(torch.get_num_threads(), len(starts))
+    threads = min(threads, len(starts))
     if threads < 2:
         for start in starts:
             call(start, min(start + chunk, count))
@@ -428,10 +430,10 @@ def steps_between(queries: "Items", keys: "Items") -> np.ndarray:
 class Planted:
     """Rows with their coordinates; the tree over them grows when it is first needed."""
 
-    def __init__(self, items: "Items", space: Space) -> None:
-        self.items, self.space = items, space
+    def __init__(self, items: "Items", space: Space, threads: int) -> None:
+        self.items, self.space, self.threads = items, space, threads
         self.rows = table(items)
-        self.points = space.points(self.rows)
+        self.points = space.points(self.rows, threads)
         self.longest = 1.001 * float(np.sqrt(np.einsum("na,na->n", *[self.points[:, :AXES]] * 2).max()))
         self._tree: Tree | None = None
 
@@ -484,5 +486,5 @@ def search_tree(
         row = (
             queries.items.grid[-1] if queries.items.slots is None and queries.items.patches is not None else 0
         )
-        parallel(count, max(512, 8 * row), run)
+        parallel(count, max(512, 8 * row), queries.threads, run)
     return best, slot, work

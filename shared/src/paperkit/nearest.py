@@ -13,10 +13,11 @@ memory budget nor on threads, device, seeds or method: a fast stage only propose
 error bound (see `_nearest_blocks` and `_nearest_tree`), and every candidate is scored in float64.
 """
 
+import contextlib
 import copy
 import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -140,11 +141,14 @@ class Index:
         memory: int | None = None,
         method: Method | str = "auto",
     ) -> None:
-        items = Items(keys, "keys")
         if method not in ("auto", "blocks", "tree"):
             raise UserError(f'unknown method {method!r}: use "auto", "blocks" or "tree"')
         if memory is not None and memory < 2**16:
             raise UserError(f"memory of {memory} bytes is too small: give at least 65536")
+        with _one_torch_thread():
+            self._prepare(Items(keys, "keys"), key_mask, memory, method)
+
+    def _prepare(self, items: "Items", key_mask: Tensor | None, memory: int | None, method: str) -> None:
         if key_mask is not None and key_mask.shape != (items.count,):
             raise UserError(
                 f"key_mask of {tuple(key_mask.shape)} for {items.count} keys: give one bit per key"
@@ -152,7 +156,7 @@ class Index:
         self.count = items.count
         self.memory = memory or (2**30 if items.device.type == "cuda" else 2**27)
         self.method = _available(method, items.device)
-        valid = keys.valid() if isinstance(keys, Patches) else None
+        valid = None if items.patches is None else items.patches.valid()
         masks = [mask.to(items.device) for mask in (valid, key_mask) if mask is not None]
         slots = torch.stack(masks).all(0).nonzero()[:, 0] if masks else None
         if slots is not None and not len(slots):
@@ -177,7 +181,13 @@ class Index:
             raise UserError(f"alpha must be positive (at least {1 / LARGEST:g}, or inf), got {alpha}")
         if isinstance(queries, Patches) and queries.mask is not None:
             raise UserError("queries take no mask: every query gets its nearest key; mask the keys instead")
-        items = Items(queries, "queries")
+        with _one_torch_thread() as threads:
+            self.threads = threads
+            return self._search(Items(queries, "queries"), alpha, seeds, reverse_seeds)
+
+    def _search(
+        self, items: "Items", alpha: float, seeds: Tensor | None, reverse_seeds: Tensor | None
+    ) -> Nearest:
         if (items.width, items.device) != (self.keys.width, self.keys.device):
             raise UserError(
                 f"queries of {items.width} numbers on {items.device}, keys of {self.keys.width} on "
@@ -205,7 +215,7 @@ class Index:
     ) -> "Best":
         from paperkit._nearest_blocks import search_blocks
 
-        return search_blocks(queries, keys, scale, guesses, self.memory)
+        return search_blocks(queries, keys, scale, guesses, self.memory, self.threads)
 
     def _tree_for(self, queries: "Items") -> "Planted":
         """The keys' coordinates and tree, in a unit (a power of two) that keeps the queries' in range too."""
@@ -214,7 +224,7 @@ class Index:
         # Steps of 32 powers, never down again: the tree is seldom made anew for other queries.
         power = max(-64, 32 * math.ceil(math.frexp(2 * max(queries.largest, self.keys.largest))[1] / 32))
         if self._tree is None or self._tree.space.power < power:
-            self._tree = Planted(self.keys, Space(self.keys, power))
+            self._tree = Planted(self.keys, Space(self.keys, power), self.threads)
         return self._tree
 
     def _tree_pays(self, queries: "Items") -> bool:
@@ -225,7 +235,7 @@ class Index:
 
         keys = self._tree_for(queries)
         some = queries.only(torch.arange(0, queries.count, max(1, queries.count // 16)))
-        _, _, work = search_tree(Planted(some, keys.space), keys)
+        _, _, work = search_tree(Planted(some, keys.space, self.threads), keys)
         time = sum(n * each for n, each in zip(work.tolist(), TREE_NANOSECONDS, strict=True))
         return time < some.count * self.keys.count * self.keys.width * BLOCKS_NANOSECONDS
 
@@ -234,17 +244,32 @@ class Index:
         from paperkit._nearest_tree import Planted, search_tree
 
         keys = self._tree_for(queries)
-        known = {id(self.keys): keys, id(queries): Planted(queries, keys.space)}
+        known = {id(self.keys): keys, id(queries): Planted(queries, keys.space, self.threads)}
 
         def search(queries: Items, keys: Items, *arrays: Tensor | None) -> Best:
             space = known[id(self.keys)].space
-            q, k = (known.get(id(items)) or Planted(items, space) for items in (queries, keys))
+            q, k = (known.get(id(items)) or Planted(items, space, self.threads) for items in (queries, keys))
             best = Best(queries, keys, arrays[0])
             score, slot, _ = search_tree(q, k, *[None if x is None else x.numpy() for x in arrays])
             best.score, best.slot = torch.from_numpy(score), torch.from_numpy(slot)
             return best
 
         return search
+
+
+@contextlib.contextmanager
+def _one_torch_thread() -> Iterator[int]:
+    """Torch's operations in one thread; the number of threads that it had, for threads of Python.
+
+    Many small operations, each with a barrier at which OpenMP's threads spin, lose more than they win, above
+    all on a machine that others use too (gpnn spec 11.2).
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _guesses(seeds: Tensor | None, count: int, name: str) -> Int64[Tensor, "n s"] | None:
