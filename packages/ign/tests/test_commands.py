@@ -243,7 +243,7 @@ def test_report_is_written(run, capsys):
         (("project", "nothing.png"), "nothing.png"),
         (("evaluate", "--n", "3"), "at least 50"),
         (("reproduce", "resum"), "did you mean resume"),
-        (("reproduce", "resume", "--seeds", "0"), "at least 1"),
+        (("reproduce", "resume", "--seeds", "-1"), "negative"),
     ],
 )
 def test_bad_input_is_one_line(capsys, monkeypatch, tmp_path, run, words, expected):

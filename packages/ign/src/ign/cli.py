@@ -28,6 +28,11 @@ PAPER = Paper(
             "ign.evaluate:evaluate",
             config.EvaluateConfig,
         ),
+        "theorem": Verb(
+            "Play and draw the convergence theorem, in about a minute.",
+            "ign.theorem:playground",
+            config.TheoremConfig,
+        ),
         "report": Verb(
             "One self-contained HTML page about a run.", "ign.evaluate:report", config.ReportConfig
         ),

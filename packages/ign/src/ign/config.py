@@ -200,16 +200,42 @@ class ReportConfig:
 
 
 @dataclass(frozen=True)
+class TheoremConfig:
+    """The convergence theorem, played on a table and on a ring of Gaussians, and drawn."""
+
+    data: Literal["ring", "moons"] = "ring"
+    """Eight Gaussians on a ring, or two moons."""
+    tight: float = 0.1
+    """Weight of the tightness loss, over that of the reconstruction loss."""
+    steps: int = 2000
+    """Optimiser steps of each network."""
+    instances: int = 20
+    """Random instances of the game on a table."""
+    seed: int = 0
+    """Seed of weights, data and noise."""
+    out: str = "theorem"
+    """Folder for games.png, ring.png and figures.json."""
+
+    def __post_init__(self):
+        for name in ("steps", "instances"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("tight", "seed"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name} must not be negative: {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
 class ReproduceConfig:
     """A claim of the README, run again."""
 
     id: Positional[str] = "all"
     """Result file to write, or all."""
-    seeds: int = 5
-    """How many seeds, 0, 1, …"""
+    seeds: int = 0
+    """How many seeds, 0, 1, …; 0 = as many as the claim's own protocol says."""
     out: str = ""
     """Folder for the JSON; by default the package's results folder."""
 
     def __post_init__(self):
-        if self.seeds < 1:
-            raise UserError(f"--seeds must be at least 1, not {self.seeds}")
+        if self.seeds < 0:
+            raise UserError(f"--seeds must not be negative: {self.seeds}")
