@@ -264,7 +264,7 @@ class ProjectConfig:
 
 @dataclass(frozen=True)
 class DriftConfig:
-    """How far images lie off the learned manifold: d(x) = D(f(x), x), a score for being out of distribution."""
+    """How far images lie off the learned manifold, d(x) = D(f(x), x): an out-of-distribution score."""
 
     inputs: Positional[tuple[str, ...]]
     """Image files, or folders, zips or tars of images."""

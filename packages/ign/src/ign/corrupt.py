@@ -47,9 +47,9 @@ def grey(x: Tensor, share: float, draw: Generator) -> Tensor:
 
 
 def sketch(x: Tensor, kernel: float, draw: Generator) -> Tensor:
-    """Brightness over blurred brightness: g / (blur(g) + 1e-10) - 1 with g the channels' mean of x + 1, clipped.
+    """Brightness over blurred brightness, g / (blur(g) + 1e-10) - 1 g the channel mean of x + 1, clipped.
 
-    The blur's kernel has so many pixels (odd), at most the image's side, and deviation 0.3 ((k-1)/2 - 1) + 0.8.
+    The blur's kernel has k pixels (odd, at most the image's side), its deviation is 0.3 ((k-1)/2 - 1) + 0.8.
     """
     side = min(int(kernel), *x.shape[-2:])
     radius = (side - 1) // 2

@@ -28,7 +28,8 @@ def interpolate(config: InterpolateConfig) -> Path:
         steps = (paths[:, 1:] - paths[:, :-1]).flatten(2).norm(dim=2)
         whole = (paths[:, -1] - paths[:, 0]).flatten(1).norm(dim=1)
         longest = float((steps.amax(1) / whole).mean())
-        print(f"{name:9}  longest of {config.count - 1} steps: {longest:.0%} of the way, on average")
+        even = 1 / (config.count - 1)
+        print(f"{name:9}  the longest step is {longest:.0%} of the way (even steps: {even:.0%})")
     print(f"{config.n} paths between samples: {out / 'linear.png'}, spherical.png")
     return out
 
@@ -74,8 +75,8 @@ def arithmetic(config: ArithmeticConfig) -> Path:
     score, less, more = _score(config.attribute, config.run)
     direction = ign.attribute(score, config.samples, seed=config.seed + 1)
     strengths = [config.strength * share for share in (-1.0, -0.5, 0.0, 0.5, 1.0)]
-    names = [f"- {config.strength:g} ({more} - {less})", "- half", "c", "+ half"]
-    names = [*names, f"+ {config.strength:g} ({more} - {less})"]
+    names = [f"c {sign} ({more} - {less})" for sign in ("-", "- 1/2", "+ 1/2", "+")]
+    names.insert(2, "c")
     shown, tried = ign.white(config.n, config.seed), ign.white(500, config.seed)
     rows = {
         name: ign.vary(shown, direction, strength, config.k).cpu()

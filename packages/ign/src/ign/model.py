@@ -238,10 +238,10 @@ def dcgan(shape: Shape, width: int, code: int, norm: Norm) -> Network:
 
 
 def unet(shape: Shape, width: int, code: int, norm: Norm) -> UNet:
-    """Two halvings with `width`, 2 and 4 times as many channels, a fully connected code below them, two skips.
+    """Two halvings (`width`, 2 and 4 times as many channels), a fully connected code below them, and skips.
 
-    Any size divisible by 4. The skips at full and half size let it copy what it is given: it is nearly
-    idempotent from the start, and samples worse for it (a public re-implementation's figures, CelebA).
+    Any size divisible by 4. The skips at every size let it copy what it is given: nearly idempotent, but
+    samples are worse for it (a public re-implementation's figures on CelebA).
     """
     channels, height, breadth = shape
     if height % 4 or breadth % 4:

@@ -1,4 +1,4 @@
-"""The verbs that take images: `ign project` puts them on the manifold, `ign drift` says how far off they are."""
+"""The verbs that take images: `ign project` moves them onto the manifold, `ign drift` says how far off."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ from ign.generate import IGN, trained
 
 
 def project(config: ProjectConfig) -> Path:
-    """`ign project`: each image through f as a PNG, and rows.png: x, corrupted, f, f(f).
+    """`ign project`: each image through f as a PNG, and rows.png: x, y = corrupted x, f(y), f(f(y)).
 
     Without files, held-out images of the run's data set are corrupted and only rows.png is written.
     """
@@ -28,9 +28,9 @@ def project(config: ProjectConfig) -> Path:
     given, strips = x, {"x": x}
     if config.corrupt:
         given = corrupt(x, config.corrupt, config.strength if config.strength > 0 else None, config.seed)
-        strips["corrupted"] = given
-    once = ign.project(given).cpu()
-    strips |= {"f(x)": once, "f(f(x))": ign.project(given, 2).cpu()}
+        strips["y, corrupted"] = given
+    once, name = ign.project(given).cpu(), "y" if config.corrupt else "x"
+    strips |= {f"f({name})": once, f"f(f({name}))": ign.project(given, 2).cpu()}
     out = Path(config.out)
     for name, image in zip(named, ign.project(given, config.k).cpu(), strict=False):
         images.write(out / Path(name).with_suffix(".png"), image)
@@ -41,9 +41,7 @@ def project(config: ProjectConfig) -> Path:
     if config.corrupt:
         strength = config.strength if config.strength > 0 else STRENGTH[config.corrupt]
         before, after = ((y - x).square().mean().sqrt() for y in (given, once))
-        print(
-            f"{config.corrupt} {strength:g}: root mean square distance to x {before:.3f}, after f {after:.3f}"
-        )
+        print(f"{config.corrupt} {strength:g}: rms distance to x {before:.3f}, after f {after:.3f}")
     return out
 
 
@@ -66,11 +64,10 @@ def drift(config: DriftConfig) -> Path:
     order = sorted(zip(named, drifts, shares, strict=True), key=lambda row: -row[1])
     for name, value, share in order[: config.lines]:
         print(f"{name:{width}}  {value:8.4f}  {share:.1%}")
+    median, high = known.quantile(torch.tensor([0.5, 0.95])).tolist()
     if len(order) > config.lines:
         print(f"… {len(order) - config.lines} more in {out}")
-    print(
-        f"{len(known)} held-out images: median {known.median():.4f}, 95 % below {known.quantile(0.95):.4f}; {out}"
-    )
+    print(f"{len(known)} held-out images: median {median:.4f}, 95 % below {high:.4f}; the table is {out}")
     return out
 
 

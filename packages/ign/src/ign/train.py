@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from paperkit import UserError, images, parallel, report, rng
 from paperkit.device import choose
-from paperkit.run import Run, RunOptions, fill
+from paperkit.run import Run, RunOptions, checkpoints, fill
 from torch import Tensor
 
 from ign import data
@@ -50,11 +50,10 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
     if device.device.type == "cuda":
         net, average = (module.to(memory_format=torch.channels_last) for module in (net, average))
     engine = fastest(config) if config.engine == "auto" else config.engine
-    learner = (
-        Naive(net, copy.deepcopy(net), config.routing)
-        if engine == "naive"
-        else Shared(net, engine == "joint")
-    )
+    if engine == "naive":
+        learner = Naive(net, copy.deepcopy(net), config.routing)
+    else:
+        learner = Shared(net, joint=engine == "joint")
     fused = device.device.type in ("cuda", "cpu")
     optimiser = torch.optim.Adam(net.parameters(), config.lr, betas=(0.5, 0.999), fused=fused)
 
@@ -116,17 +115,15 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
                 parallel.average_gradients(net.parameters())
                 values.append(parallel.average(torch.stack([losses.rec, losses.idem, losses.tight])))
                 if not bool(torch.isfinite(values[-1]).all()):
-                    raise UserError(
-                        f"a loss is not finite at step {step}: the last good checkpoint is kept in "
-                        f"{run.folder}; try a lower --lr or --tight"
-                    )
+                    raise UserError(f"a loss is not finite at step {step}; {kept(run)}")
                 optimiser.step()
             update_average(average, net, min(config.ema, step / (step + 9)))
             seen += config.batch
 
-            # Once in a while.
+            # Once in a while: a look at samples, a line, a picture, a checkpoint.
+            ended = step == config.steps
             telling, drawing, saving = (
-                step % every == 0 or run.last
+                step % every == 0 or ended
                 for every in (config.log_every, config.sample_every, config.save_every)
             )
             signs = Look()
@@ -134,11 +131,10 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
                 signs, strips = examine(evaluated(), noise, train_set, config.metric)
                 if drawing:
                     draw(run, step, strips)
+            (rec, _, tight), (_, idem, _) = values[0].tolist(), values[-1].tolist()
             if telling or drawing or saving:
-                (rec, _, tight), (_, idem, _) = values[0].tolist(), values[-1].tolist()
-                run.log(
-                    step, rec=rec, idem=idem, tight=tight, ratio=idem / max(rec, 1e-12), **signs.figures()
-                )
+                ratio = idem / max(rec, 1e-12)
+                run.log(step, rec=rec, idem=idem, tight=tight, ratio=ratio, **signs.figures())
             if telling:
                 speed = seen / max(time.monotonic() - since, 1e-9)
                 run.say(
@@ -148,11 +144,8 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
             if signs.warning:
                 run.say(f"warning   collapse at step {step}: {signs.warning}")
                 if config.stop_on_collapse:
-                    raise UserError(
-                        f"collapse at step {step}: {signs.warning}; the last good checkpoint is kept in "
-                        f"{run.folder}; try --norm batch, no --clamp, or a lower --tight"
-                    )
-            if saving:
+                    raise UserError(f"collapse at step {step}: {signs.warning}; {kept(run)}")
+            if saving or run.last:
                 save(step)
     if run.main:
         run.say(f"samples   {sorted((run.folder / 'samples').glob('*.png'))[-1]}")
@@ -163,13 +156,20 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
 # ---- the parts ---------------------------------------------------------------------------------------------
 
 
+def kept(run: Run) -> str:
+    """What a run that went wrong leaves, and what to try."""
+    saved = checkpoints(run.folder)
+    left = f"the last good checkpoint is {saved[-1]}" if saved else "it had no checkpoint yet"
+    return f"{left}; try --norm batch, or a lower --tight or --lr"
+
+
 def parameters(net: torch.nn.Module) -> int:
     """How many numbers are learned."""
     return sum(parameter.numel() for parameter in net.parameters())
 
 
 def fastest(config: TrainConfig) -> Literal["shared", "joint"]:
-    """The fastest engine that is exact for the network: `joint` is for all norms here, as they know the roles.
+    """The fastest engine that is exact for the network: `joint`, as all norms here know the roles.
 
     Measured by `ign bench step`: one call of twice the size saves more than it costs where launches count.
     """
