@@ -107,10 +107,11 @@ def _score(attribute: str, run: str) -> tuple[Score, str, str]:
     from ign.classifier import judge
 
     config = trained(run)
-    judge_ = judge(data.load(config), data.load(config, "test"))
-    classes = judge_.net.head.out_features
-    if max(int(a), int(b)) >= classes:
+    train, test = data.load(config), data.load(config, "test")
+    classes = int(train.labels.max()) + 1
+    if 0 < classes <= max(int(a), int(b)):
         raise UserError(f"--attribute {attribute}: the classes are 0 to {classes - 1}")
+    judge_ = judge(train, test)
 
     def odds(x: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
         logs = judge_.probabilities(x).clamp_min(1e-6).log()
