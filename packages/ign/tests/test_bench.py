@@ -15,19 +15,19 @@ from paperkit import results
 CASE = bench.Case(TrainConfig(width=8, code=3, batch=4), (1, 4, 4))
 
 
-def after_one_step(name: str, monkeypatch) -> torch.Tensor:
-    """The weights after a step of a variant."""
+def gradient_of(name: str, monkeypatch) -> torch.Tensor:
+    """The gradient of which a variant takes its step."""
     made = []
     monkeypatch.setattr(bench, "network", lambda *words: made.append(network(*words)) or made[-1])
     bench.stepper(CASE, name)()
-    return torch.cat([p.detach().flatten() for p in made[0].parameters()])
+    return torch.cat([p.grad.flatten() for p in made[0].parameters()])
 
 
-def test_every_engine_takes_the_same_step(monkeypatch):
-    naive = after_one_step("naive", monkeypatch)
+def test_every_engine_steps_along_the_same_gradient(monkeypatch):
+    naive = gradient_of("naive", monkeypatch)
     for name in ("shared", "joint"):
-        torch.testing.assert_close(after_one_step(name, monkeypatch), naive, rtol=0, atol=2e-6)
-    assert float((after_one_step("floor", monkeypatch) - naive).abs().max()) > 1e-6
+        torch.testing.assert_close(gradient_of(name, monkeypatch), naive, rtol=0, atol=2e-6)
+    assert float((gradient_of("floor", monkeypatch) - naive).abs().max()) > 1e-6
 
 
 def test_variants_take_turns_and_warm_up_is_not_counted():

@@ -156,7 +156,7 @@ TRAIN = {
         "Fashion-MNIST 28x28, all 60,000 images, about 15 minutes on two CPU cores",
     ),
     "cifar10": (
-        # Any folder, zip or tar of colour images: the same with --data PATH --size 32, or another multiple of 4.
+        # Any folder, zip or tar of colour images: the same with --data PATH --size 32 (any multiple of 4).
         # Fourier noise, as the paper's figure shows for CelebA. The paper has no CIFAR-10; no figure yet.
         replace(
             MNIST, data="cifar10", flip=True, width=48, code=128, noise="fft", batch=128, steps=40_000,
