@@ -24,6 +24,8 @@ from ign.train import fastest
 
 VARIANTS = ("floor", "naive", "shared", "joint", "compiled")
 """One plain auto-encoder step f(x); the engines of `ign.method`; the default engine under torch.compile."""
+TARGETS = {"shared": 0.85, "joint": 0.78}
+"""What each engine may cost of the naive one; set before anything was timed."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def step(config: BenchConfig) -> dict[str, Any]:
     """One optimiser step of every engine, and the floor of a plain auto-encoder step."""
     torch.set_num_threads(config.threads)
     default = fastest(MAIN.config)
+    limit = TARGETS[default]
     times, rows = {}, {}
     for case in (MAIN, *OTHERS):
         times[case] = in_turns(variants(case, compiled=case is MAIN), config.repeats, str(case))
@@ -89,14 +92,15 @@ def step(config: BenchConfig) -> dict[str, Any]:
         print(f"{case}\n{table(rows[str(case)])}", flush=True)
     peaks = {name: peak_mib(name, config.threads) for name in VARIANTS[:4]}
     return {
-        "claim": f"The default step ({default}) costs at most 0.78 of the naive one, at the same gradient",
+        "claim": f"The default step ({default}) costs at most {limit} of the naive one, at the same gradient",
         "data": f"random images, {MAIN}", "ours": times[MAIN][default].wall,
         "against": ("naive: a refreshed copy, four applications (public code)", times[MAIN]["naive"].wall),
-        "target": 1 / 0.78, "peak_mib": (peaks[default], peaks["naive"]), "device": "cpu",
+        "target": 1 / limit, "peak_mib": (peaks[default], peaks["naive"]), "device": "cpu",
         "details": {
             "time": "zero_grad, engine step, Adam step; ratios of medians: on the clock, of processor time",
-            "targets": "shared at most 0.85, joint at most 0.78 of naive",
+            "targets_of_naive": TARGETS,
             "variants": "floor = one auto-encoder step f(x); compiled = the default under torch.compile",
+            "default": {str(case): fastest(case.config) for case in (MAIN, *OTHERS)},
             "cases": rows, "peak_mib": {"network": str(LARGE), **peaks},
         },
     }  # fmt: skip
