@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import psutil
@@ -642,6 +643,22 @@ def test_a_signal_during_the_last_step_changes_nothing(toy, monkeypatch: pytest.
     assert read_json(folder / "manifest.json")["state"] == "finished"
 
 
+def test_a_signal_while_the_processes_agree_is_not_lost(toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def largest(value: int) -> int:
+        calls.append(value)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return value
+
+    monkeypatch.setattr("paperkit.parallel.largest", largest)
+    with pytest.raises(Interrupted):
+        toy.train(toy.TrainConfig(), RunOptions(out="run"))
+    assert calls == [0, 0, 0, signal.SIGTERM]
+    assert checkpoints(Path("run"))[-1].name == "00000004"
+
+
 def test_a_stopped_run_raises_and_tells_how_to_go_on(toy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOY_SEND", "7:TERM")
     with pytest.raises(Interrupted, match="go on with: toy train --resume 'my run' --device cpu") as caught:
@@ -664,6 +681,34 @@ def test_under_uv_the_command_to_go_on_is_uv_s(toy, monkeypatch: pytest.MonkeyPa
     assert run.resume_command == "uv run --package toy toy train --resume run"
     monkeypatch.setenv("PATH", "")
     assert run.resume_command == f"{uv} run --package toy toy train --resume run"
+
+
+def test_the_board_has_the_metrics_once(toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for TensorBoard: every step once, what came after the checkpoint purged, closed."""
+    boards: list[dict[str, Any]] = []
+
+    class Writer:
+        def __init__(self, folder: str, purge_step: int | None):
+            boards.append({"folder": folder, "purge": purge_step, "rows": [], "closed": False})
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            boards[-1]["rows"].append((name, value, step))
+
+        def close(self) -> None:
+            boards[-1]["closed"] = True
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "tensorboard")
+    with pytest.raises(UserError):
+        toy.train(toy.TrainConfig(nan_at=8), RunOptions(out="run"))
+    with pytest.raises(UserError):
+        toy.train(toy.TrainConfig(nan_at=8), RunOptions(resume="run"))
+    metrics = [("loss", row["loss"], row["step"]) for row in read_metrics(Path("run"))]
+    folder = str(Path("run/tensorboard"))
+    assert boards == [
+        {"folder": folder, "purge": None, "rows": metrics, "closed": True},
+        {"folder": folder, "purge": 6, "rows": metrics[5:], "closed": True},
+    ]
 
 
 # ---- runs that end by a signal (in forks)

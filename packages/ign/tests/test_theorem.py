@@ -214,7 +214,8 @@ def test_stack_trains_each_seed_as_alone(objective, alternating):
 
 
 def test_density_and_drift_map_stand_upright():
-    corner = torch.full((500, 2), 1.0) * torch.tensor([-1.0, 1.0])  # left, up
+    corner = draw.plane(40)[1, 1].expand(500, 2)  # left, up
+    assert corner[0].tolist() == pytest.approx([-1.0175, 1.0175])
     for picture in (draw.density(corner, 40), draw.drift_map((draw.plane(40) - corner[0]).square().mean(-1))):
         brightness = picture.float().mean(0)
         assert brightness[1, 1] == brightness.max() > 200

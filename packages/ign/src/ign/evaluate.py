@@ -61,11 +61,13 @@ def geometry(
     flat, reference, real = samples.flatten(1), train.flatten(1), held_out.flatten(1)
     return {
         "diversity": float(torch.pdist(flat[:1000]).mean() / torch.pdist(real[:1000]).mean()),
-        "memorisation": float(_nearest(flat, reference).median() / _nearest(real, reference).median()),
+        "memorisation": float(
+            nearest_distance(flat, reference).median() / nearest_distance(real, reference).median()
+        ),
     }
 
 
-def _nearest(queries: Float[Tensor, "n d"], keys: Float[Tensor, "m d"]) -> Float[Tensor, " n"]:
+def nearest_distance(queries: Float[Tensor, "n d"], keys: Float[Tensor, "m d"]) -> Float[Tensor, " n"]:
     return torch.cat([torch.cdist(part, keys).amin(1) for part in queries.split(500)])
 
 

@@ -20,7 +20,7 @@ from paperkit import UserError, results, rng
 from paperkit.run import RunOptions, checkpoints, load_checkpoint, read_metrics, suggest
 from tqdm import tqdm
 
-from ign import data, ring, theorem
+from ign import data, experiments, ring, theorem
 from ign.classifier import judge
 from ign.config import TRAIN, ReproduceConfig
 from ign.evaluate import ceiling, idempotence, quality
@@ -262,6 +262,7 @@ CLAIMS: dict[str, Callable[[int], dict[str, Any]]] = {
     "ring-onestep": ring.onestep,
     "ring-drift": ring.drift_map,
     "ring-tightness": ring.tightness,
+    **experiments.CLAIMS,
 }
 SEEDS = {"theorem-tabular": 20, "ring-onestep": 10, "ring-drift": 10}
 """How many seeds a claim has by default, where not five."""
