@@ -25,8 +25,7 @@ from ign.classifier import Judge, judge
 from ign.config import TRAIN, TrainConfig
 from ign.evaluate import CONFIDENT, geometry, idempotence, nearest_distance, quality
 from ign.generate import IGN
-from ign.model import build
-from ign.train import settle, train
+from ign.train import network, settle, train
 
 SAMPLES = 1000
 BRIEF = replace(TRAIN["small"][0], steps=2000, log_every=1000, sample_every=2000, save_every=2000)
@@ -182,7 +181,7 @@ def _gaps(config: TrainConfig, yard: Yardstick) -> Figures:
     with torch.no_grad():
         samples = torch.cat([by_batch(part, ("z",)) for part in z.split(250)])
     batch = quality(samples, yard.held_out, yard.judge)["kid"]
-    fresh = build(config.net, net.shape, config.width, config.code, config.norm)
+    fresh = network(replace(config, statistics="split"), net.shape)
     fresh.load_state_dict(net.state_dict())
     settle(fresh, noise, yard.train, config.seed)
     return {"common": kid(ign) - batch, "split": kid(IGN(fresh, noise)) - batch}

@@ -20,7 +20,7 @@ from paperkit import UserError, results, rng
 from paperkit.run import RunOptions, checkpoints, load_checkpoint, read_metrics, suggest
 from tqdm import tqdm
 
-from ign import data
+from ign import data, experiments, ring, theorem
 from ign.classifier import judge
 from ign.config import TRAIN, ReproduceConfig
 from ign.evaluate import ceiling, idempotence, quality
@@ -51,8 +51,9 @@ def reproduce(config: ReproduceConfig) -> list[Path]:
     for name in CLAIMS if config.id == "all" else [config.id]:
         print(f"ign reproduce {name}", flush=True)
         since = time.monotonic()
-        record = CLAIMS[name](config.seeds)
-        command = f"uv run --package ign ign reproduce {name} --seeds {config.seeds}"
+        seeds = config.seeds or SEEDS.get(name, 5)
+        record = CLAIMS[name](seeds)
+        command = f"uv run --package ign ign reproduce {name} --seeds {seeds}"
         record = results.claim(
             paper="ign", id=name, command=command, wall_s=time.monotonic() - since, **record
         )
@@ -257,4 +258,11 @@ CLAIMS: dict[str, Callable[[int], dict[str, Any]]] = {
     "gradient-routing": gradient_routing,
     "small-samples": small_samples,
     "resume": resume,
+    "theorem-tabular": theorem.tabular,
+    "ring-onestep": ring.onestep,
+    "ring-drift": ring.drift_map,
+    "ring-tightness": ring.tightness,
+    **experiments.CLAIMS,
 }
+SEEDS = {"theorem-tabular": 20, "ring-onestep": 10, "ring-drift": 10}
+"""How many seeds a claim has by default, where not five."""
