@@ -44,11 +44,11 @@ CASES = [  # content, patches, alpha, the rivals' share of the queries
     ("photograph", 10_000, 5e-3, 1),
     ("random", 10_000, math.inf, 1),
     ("random", 10_000, 5e-3, 1),
-    ("photograph", 50_000, math.inf, 1),
-    ("photograph", 50_000, 5e-3, 5),
-    ("random", 50_000, math.inf, 5),
-    ("photograph", 200_000, math.inf, 20),
-    ("photograph", 200_000, 5e-3, 20),
+    ("photograph", 50_000, math.inf, 5),
+    ("photograph", 50_000, 5e-3, 10),
+    ("random", 50_000, math.inf, 10),
+    ("photograph", 200_000, math.inf, 40),
+    ("photograph", 200_000, 5e-3, 40),
 ]
 
 
