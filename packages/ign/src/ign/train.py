@@ -2,6 +2,7 @@
 
 import copy
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -70,7 +71,7 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
         f"data      {train_set.name}",
         f"network   {config.net}, {parameters(net):,} parameters, engine {engine}",
         f"run       {run.folder}",
-        f"resume    ign train --resume {run.folder}",
+        f"resume    {run.resume_command}",
     ):
         run.say(line)
 
@@ -250,7 +251,7 @@ def _visible(caption: str, rows: Tensor) -> Tensor:
 
 def describe(config: TrainConfig) -> dict[str, str]:
     """What `--dry-run` adds: the data, the number of parameters, the number of epochs."""
-    train_set = data.load(config)
+    train_set = data.load(replace(config, download=False))
     net = network(config, train_set.shape)
     epochs = config.steps * config.batch / len(train_set.pixels)
     return {
