@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
@@ -53,31 +52,51 @@ class Geometry(NamedTuple):
         return self.kernel in CARDINAL and self.window == "none" and self.step(scale) / stretch * scale == 1
 
 
-@dataclass(frozen=True, eq=False)
-class Axis:
-    """The windows of one axis as tensors; m phases, t taps, a basis functions."""
+class Samples(NamedTuple):
+    """Where a kernel is evaluated on one axis; m phases, t taps, a basis functions."""
 
-    grid: method.Grid
-    low: int
-    """First input position that any window covers; may be negative."""
-    high: int
-    """One past the last."""
-    index: Int64[Tensor, " p"] | None
-    """Input pixel of every position low .. high where the border folds; None where it is zeros."""
     offset: Float[Tensor, "m t"]
     """d of phase and tap."""
     taper: Float[Tensor, "m t"]
     """r, times the window's taper; 0 outside the window."""
     basis: Float[Tensor, "m t a"] | None
     """The taper times each basis function, for kernels that are products of one-dimensional ones."""
+
+    def phase(self, p: int) -> "Samples":
+        """The samples of one phase."""
+        basis = None if self.basis is None else self.basis[p : p + 1]
+        return Samples(self.offset[p : p + 1], self.taper[p : p + 1], basis)
+
+
+class Axis(NamedTuple):
+    """The windows of one axis as whole numbers and tensors, which a compiler takes for constants."""
+
+    length: int
+    size: int
+    phases: int
+    taps: int
+    groups: int
+    """Outputs of one phase, the last group counted whole."""
+    stride: int
+    """Input pixels between the windows of one phase."""
+    low: int
+    """First input position that any window covers; may be negative."""
+    high: int
+    """One past the last."""
+    starts: tuple[int, ...]
+    """Where each phase's first window starts, counted from `low`."""
+    samples: Samples
+    index: Int64[Tensor, " p"] | None
+    """Input pixel of every position low .. high where the border folds; None where it is zeros."""
+    reads: Int64[Tensor, " q"]
+    """Positions from `low` of (phase, group, tap), for `gather`."""
     gain: Float[Tensor, " n"] | None
     """For `renormalize`: what each output is multiplied by."""
 
-    def phase(self, p: int) -> "Axis":
-        """This axis with one phase only; its windows start at that phase's."""
-        one = slice(p, p + 1)
-        basis = None if self.basis is None else self.basis[one]
-        return replace(self, offset=self.offset[one], taper=self.taper[one], basis=basis)
+    @property
+    def extent(self) -> int:
+        """Pixels that all windows of one phase cover."""
+        return self.stride * (self.groups - 1) + self.taps
 
 
 class Plan(NamedTuple):
@@ -87,6 +106,8 @@ class Plan(NamedTuple):
     sizes: tuple[int, ...]
     bands: tuple["Bands", ...] | None
     """Resampling matrices of the separable path, where the kernel allows it."""
+    order: tuple[int, ...]
+    """Axes, the one that shrinks most first: fewer numbers for the others."""
 
 
 class Bands(NamedTuple):
@@ -118,7 +139,8 @@ def plan(
             axes.append(_axis(geometry, number, g, dtype, device))
             bands.append(_bands(geometry, number, g, delta, dtype, device))
     separable = all(b is not None for b in bands)
-    return Plan(tuple(axes), tuple(a.grid.size for a in axes), tuple(bands) if separable else None)
+    order = tuple(sorted(range(len(axes)), key=lambda number: axes[number].size / axes[number].length))
+    return Plan(tuple(axes), tuple(axis.size for axis in axes), tuple(bands) if separable else None, order)
 
 
 def windows(
@@ -135,22 +157,25 @@ def windows(
 def _axis(
     geometry: Geometry, number: int, g: method.Grid, dtype: torch.dtype, device: torch.device
 ) -> Axis:
-    last = g.left[g.phases - 1]
-    low, high = int(g.left[0]), int(last) + g.stride * (g.groups - 1) + g.taps
+    low, stride = int(g.left[0]), g.stride if g.groups > 1 else 1
+    starts = tuple(int(left) - low for left in g.left[: g.phases])
+    high = low + starts[-1] + stride * (g.groups - 1) + g.taps
     index = None
     if geometry.border not in ("zeros", "renormalize"):
         index = torch.from_numpy(method.fold(np.arange(low, high), g.length, geometry.border)).to(device)
-    taper = _taper(geometry, number, g)
-    basis = _basis(geometry, number, g)
+    steps = stride * np.arange(g.groups)[:, None] + np.arange(g.taps)
+    reads = torch.from_numpy((np.array(starts)[:, None, None] + steps).ravel()).to(device)
+    taper, basis = _taper(geometry, number, g), _basis(geometry, number, g)
     gain = _gain(g, taper if basis is None or geometry.kernel in CARDINAL else basis[..., 0], geometry)
 
-    def tensor(values: np.ndarray | None) -> Tensor | None:
-        return None if values is None else torch.from_numpy(values).to(device, dtype)
+    def tensor(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(device, dtype)
 
-    offset, factor = tensor(g.offset), tensor(taper)
-    assert offset is not None
-    assert factor is not None
-    return Axis(g, low, high, index, offset, factor, tensor(basis), tensor(gain))
+    samples = Samples(tensor(g.offset), tensor(taper), None if basis is None else tensor(basis))
+    return Axis(
+        g.length, g.size, g.phases, g.taps, g.groups, stride, low, high, starts, samples, index, reads,
+        None if gain is None else tensor(gain),
+    )  # fmt: skip
 
 
 def _taper(geometry: Geometry, axis: int, g: method.Grid) -> Float64[np.ndarray, "m t"]:

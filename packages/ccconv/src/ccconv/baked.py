@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ccconv import paths
-from ccconv.axis import Plan
+from ccconv.axis import Axis, Plan
 
 
 class Baked(nn.Module):
@@ -16,31 +16,37 @@ class Baked(nn.Module):
 
     def __init__(self, plan: Plan, weight: Tensor, bias: Tensor | None, groups: int, path: str):
         super().__init__()
-        self.plan, self.groups, self.path = plan, groups, path
+        self.axes, self.groups, self.path = plan.axes, groups, path
         self.register_buffer("weight", weight.detach().clone())
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        for number, axis in enumerate(plan.axes):
+            self.register_buffer(f"index{number}", axis.index, persistent=False)
+            self.register_buffer(f"gain{number}", axis.gain, persistent=False)
 
     @property
     def output_size(self) -> tuple[int, ...]:
         """Lengths of the output."""
-        return self.plan.sizes
+        return tuple(axis.size for axis in self.axes)
 
     def forward(self, x: Float[Tensor, "b c *n"]) -> Float[Tensor, "b o *m"]:
         """The layer's output; x must have the lengths that it was baked for."""
         torch._assert(
-            tuple(x.shape[2:]) == tuple(axis.grid.length for axis in self.plan.axes),
+            list(x.shape[2:]) == [axis.length for axis in self.axes],
             "a baked layer takes the input size that it was baked for",
         )
-        return self.run(x, self.plan, self.weight, self.bias, self.groups, self.path)
+        axes = [
+            axis._replace(index=getattr(self, f"index{number}"), gain=getattr(self, f"gain{number}"))
+            for number, axis in enumerate(self.axes)
+        ]
+        return run(x, axes, self.weight, self.bias, self.groups, self.path)
 
-    @staticmethod
-    def run(
-        x: Tensor, plan: Plan, weight: Tensor, bias: Tensor | None, groups: int, path: str
-    ) -> Float[Tensor, "b o *m"]:
-        """`single` or `polyphase` with given kernels (phases..., out, in, taps...)."""
-        run = paths.single_with if path == "single" else paths.polyphase_with
-        gains = [axis.gain for axis in plan.axes]
-        if all(gain is None for gain in gains):
-            return run(x, plan.axes, weight, bias, groups)
-        y = run(x, plan.axes, weight, None, groups)
-        return paths.scaled(y, gains, bias)
+
+def run(
+    x: Tensor, axes: list[Axis], weight: Tensor, bias: Tensor | None, groups: int, path: str
+) -> Float[Tensor, "b o *m"]:
+    """`single` or `polyphase` with given kernels (phases..., out, in, taps...)."""
+    path_with = paths.single_with if path == "single" else paths.polyphase_with
+    gains = [axis.gain for axis in axes]
+    if all(gain is None for gain in gains):
+        return path_with(x, axes, weight, bias, groups)
+    return paths.scaled(path_with(x, axes, weight, None, groups), gains, bias)

@@ -13,7 +13,7 @@ from paperkit.resize import KERNELS
 from torch import Tensor, nn
 
 from ccconv import method
-from ccconv.axis import CARDINAL, Axis, Geometry
+from ccconv.axis import CARDINAL, Geometry, Samples
 
 PHASE, TAP, BASIS = "pqr", "tuv", "xyz"
 """Letters of the axes in einsum."""
@@ -64,7 +64,7 @@ class MLPKernel(nn.Module):
         """f at offsets."""
         return torch.einsum("...h,oih->...oi", self.phi(d), self.mix)
 
-    def features(self, axes: Sequence[Axis], flat: bool, window: str) -> Float[Tensor, "*mt h"]:
+    def features(self, axes: Sequence[Samples], flat: bool, window: str) -> Float[Tensor, "*mt h"]:
         """phi at every (phases..., taps...), times the taper; with `flat` every phase sums to the same."""
         count = len(axes)
         spread = [_spread(axis.offset, number, count) for number, axis in enumerate(axes)]
@@ -85,7 +85,7 @@ class MLPKernel(nn.Module):
         inside = (taper != 0).to(phi)[..., None]
         return values + inside * missing / inside.sum(taps, keepdim=True)
 
-    def weights(self, axes: Sequence[Axis], geometry: Geometry) -> Float[Tensor, "..."]:
+    def weights(self, axes: Sequence[Samples], geometry: Geometry) -> Float[Tensor, "..."]:
         """The sampled kernels (phases..., out, in, taps...)."""
         p, t = PHASE[: len(axes)], TAP[: len(axes)]
         features = self.features(axes, geometry.flat, geometry.window)
@@ -123,7 +123,7 @@ class PointKernel(nn.Module):
         b = BASIS[: len(bases)]
         return torch.einsum(f"{','.join(f'...{x}' for x in b)},oi{b}->...oi", *bases, self.weight)
 
-    def weights(self, axes: Sequence[Axis], geometry: Geometry) -> Float[Tensor, "..."]:
+    def weights(self, axes: Sequence[Samples], geometry: Geometry) -> Float[Tensor, "..."]:
         """The sampled kernels (phases..., out, in, taps...)."""
         return sample_points([_basis(axis) for axis in axes], self.weight)
 
@@ -152,7 +152,7 @@ class FixedKernel(nn.Module):
         value = torch.from_numpy(value).to(d).prod(-1)[..., None, None]
         return value.expand(*d.shape[:-1], len(self.weight), 1)
 
-    def weights(self, axes: Sequence[Axis], geometry: Geometry) -> Float[Tensor, "..."]:
+    def weights(self, axes: Sequence[Samples], geometry: Geometry) -> Float[Tensor, "..."]:
         """The sampled kernels (phases..., channels, 1, taps...)."""
         return sample_points([_basis(axis) for axis in axes], self.weight)
 
@@ -168,7 +168,7 @@ def sample_points(bases: Sequence[Float[Tensor, "m t a"]], weight: Float[Tensor,
     return torch.einsum(f"{inputs},oi{b}->{p}oi{t}", *bases, weight).contiguous()
 
 
-def _basis(axis: Axis) -> Tensor:
+def _basis(axis: Samples) -> Tensor:
     assert axis.basis is not None
     return axis.basis
 

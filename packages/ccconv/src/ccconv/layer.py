@@ -10,8 +10,8 @@ from paperkit import UserError
 from paperkit.resize import KERNELS, Number
 from torch import Tensor, nn
 
-from ccconv import method, paths
-from ccconv.axis import Geometry, Plan, plan
+from ccconv import baked, method, paths
+from ccconv.axis import Geometry, Plan, plan, windows
 from ccconv.baked import Baked
 from ccconv.kernels import FixedKernel, Kernel, MLPKernel, PointKernel
 
@@ -57,7 +57,7 @@ class CCConv(nn.Module):
             raise UserError(f'spacing="{spacing}": "input", or "output" with kernel="interp" or "bspline"')
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.geometry = Geometry(kernel, tuple(sizes), antialias, spacing, window, flat, padding_mode)
-        self.scale, self.path, self.recompute = scale, path, recompute
+        self.scale, self.path, self.recompute, self.hidden = scale, path, recompute, hidden
         self.kernel = self._kernel(hidden)
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias and kernel not in KERNELS else None
         self._baked: dict[Any, tuple[Any, Tensor]] = {}
@@ -89,12 +89,16 @@ class CCConv(nn.Module):
         self, x: Float[Tensor, "b c *n"], size: Size = None, scale: Scale = None, offset: Scale = None
     ) -> Plan:
         """The windows of one call; cached by sizes."""
+        return _plan(self.geometry, *self._call(x, size, scale, offset))
+
+    def _call(self, x: Tensor, size: Size, scale: Scale, offset: Scale) -> tuple:
         if size is None and scale is None:
             scale = self.scale
         lengths = tuple([_index(n) for n in x.shape[2:]])
-        return _plan(
-            self.geometry, lengths, _hashable(size), _hashable(scale), _hashable(offset), x.dtype, x.device
-        )
+        return lengths, _hashable(size), _hashable(scale), _hashable(offset), x.dtype, x.device
+
+    def _channels(self) -> tuple[int, int, int]:
+        return self.in_channels, self.out_channels, self.groups
 
     def forward(
         self, x: Float[Tensor, "b c *n"], size: Size = None, scale: Scale = None, offset: Scale = None
@@ -107,14 +111,14 @@ class CCConv(nn.Module):
         self._check_input(x)
         if torch.compiler.is_exporting():
             raise UserError("a CCConv layer is exported baked: layer.bake(input_size, size=...) is a plain conv")
-        made = self.plan(x, size, scale, offset)
-        batch = 8 if torch.compiler.is_compiling() else len(x)
-        path = self.path
+        compiling = torch.compiler.is_compiling()
+        call = self._call(x, size, scale, offset)
+        made, path = _plan(self.geometry, *call), self.path
         if path == "auto":
-            path = _choose(made, self.kernel, self.geometry, batch, self.groups)
-        if not (self.training or torch.is_grad_enabled() or path in ("separable", "gather")):
+            path = _choose(self.geometry, *call, 8 if compiling else len(x), self._channels(), self.hidden)
+        if not (self.training or compiling or torch.is_grad_enabled() or path in ("separable", "gather")):
             return self._from_cache(x, made, path)
-        recompute = self.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        recompute = self.recompute and torch.is_grad_enabled() and not compiling
         return paths.apply(x, made, self.kernel, self.geometry, self.bias, self.groups, path, recompute)
 
     def _check_input(self, x: Tensor) -> None:
@@ -135,9 +139,9 @@ class CCConv(nn.Module):
         if found is None or found[0] != (stamp, made):
             while len(self._baked) >= CACHED:
                 self._baked.pop(next(iter(self._baked)))
-            found = ((stamp, made), self.kernel.weights(made.axes, self.geometry))
+            found = ((stamp, made), self.kernel.weights([axis.samples for axis in made.axes], self.geometry))
             self._baked[key] = found
-        return Baked.run(x, made, found[1], self.bias, self.groups, path)
+        return baked.run(x, list(made.axes), found[1], self.bias, self.groups, path)
 
     def bake(
         self,
@@ -155,16 +159,16 @@ class CCConv(nn.Module):
             raise UserError(f"input_size needs {self.dimensions} positive entries, got {input_size}")
         x = next(iter([*self.parameters(), self.kernel.mix]))
         made = self.plan(x.new_empty(0, self.in_channels, *lengths), size, scale, offset)
-        found = paths.cost(made, self.kernel, self.geometry, 1, self.groups)
+        found = paths.cost(made, self.geometry, 1, self._channels(), self.hidden)
         found = {name: found[name] for name in ("single", "polyphase") if name in found}
         if not found:
-            count = [axis.grid.phases for axis in made.axes]
+            count = [axis.phases for axis in made.axes]
             raise UserError(
                 f"baking {lengths} -> {list(made.sizes)} needs {count} kernels an axis: choose sizes with a "
                 f"common factor, or give a simple scale as well"
             )
         with torch.no_grad():
-            weight = self.kernel.weights(made.axes, self.geometry)
+            weight = self.kernel.weights([axis.samples for axis in made.axes], self.geometry)
         path = min(found, key=lambda name: found[name])
         return Baked(made, weight, self.bias, self.groups, path)
 
@@ -172,13 +176,15 @@ class CCConv(nn.Module):
         self, x: Float[Tensor, "b c *n"], size: Size = None, scale: Scale = None, offset: Scale = None
     ) -> Float[Tensor, "b o *m"]:
         """The same by `method.naive`: slow, for tests. Neither `flat` nor output spacing nor fixed kernels."""
-        made = self.plan(x, size, scale, offset)
 
         def taper(axis: int, d: Tensor) -> Tensor:
             w = float(self.geometry.support(axis, Fraction(1)))
             return torch.cos(torch.pi * d / w) ** 2 if self.geometry.window == "hann" else torch.ones_like(d)
 
-        grids = [axis.grid for axis in made.axes]
+        if size is None and scale is None:
+            scale = self.scale
+        wanted = method.resolve(x.shape[2:], size, scale, offset)
+        grids = [windows(self.geometry, axis, x.shape[2 + axis], *each) for axis, each in enumerate(wanted)]
         border = self.geometry.border
         return method.naive(x, grids, self.kernel, self.bias, self.groups, border, taper)
 
@@ -228,8 +234,13 @@ def _plan(
     return plan(geometry, lengths, size, scale, offset, dtype, device)
 
 
-def _choose(made: Plan, kernel: Kernel, geometry: Geometry, batch: int, groups: int) -> str:
-    return paths.choose(made, kernel, geometry, batch, groups)
+@torch.compiler.assume_constant_result
+def _choose(
+    geometry: Geometry, lengths: Any, size: Any, scale: Any, offset: Any, dtype: Any, device: Any,
+    batch: int, channels: Any, hidden: int,
+) -> str:  # fmt: skip
+    made = plan(geometry, lengths, size, scale, offset, dtype, device)
+    return paths.choose(made, geometry, batch, channels, hidden)
 
 
 def _index(n: int) -> int:
@@ -237,7 +248,9 @@ def _index(n: int) -> int:
 
 
 def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list | tuple | torch.Size) else value
+    if isinstance(value, list | tuple | torch.Size):
+        return tuple([_hashable(each) for each in value])
+    return value.__index__() if type(value) is int else value
 
 
 def _check(

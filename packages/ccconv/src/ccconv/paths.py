@@ -17,7 +17,7 @@ from paperkit.resize import resize_axis
 from torch import Tensor
 from torch.nn import functional as F
 
-from ccconv.axis import Axis, Geometry, Plan, total
+from ccconv.axis import Axis, Geometry, Plan, Samples, total
 from ccconv.kernels import Kernel, MLPKernel
 
 PATHS = ("single", "polyphase", "separable", "gather")
@@ -54,45 +54,43 @@ def scaled(y: Tensor, gains: Sequence[Tensor | None], bias: Tensor | None) -> Fl
     return y if bias is None else y + bias.reshape(-1, *[1] * len(gains))
 
 
-def cost(plan: Plan, kernel: Kernel, geometry: Geometry, batch: int, groups: int) -> dict[str, float]:
+def cost(
+    plan: Plan, geometry: Geometry, batch: int, channels: tuple[int, int, int], hidden: int
+) -> dict[str, float]:
     """Estimated multiplications of each path that applies, with a charge for what a path does slowly.
 
-    The charges were set from timings on one CPU thread (`ccconv bench paths`).
+    `channels` is (in, out, groups). The charges were set from timings on one CPU thread.
     """
     axes = plan.axes
-    phases, taps, pixels = (
-        total([axis.grid.phases for axis in axes]),
-        total([axis.grid.taps for axis in axes]),
-        total(plan.sizes),
-    )
-    out, inputs = kernel.mix.shape[0], kernel.mix.shape[1]
-    basis = kernel.mix[0, 0].numel()
+    inputs, out, groups = channels
+    inputs //= groups
+    phases, taps = total([axis.phases for axis in axes]), total([axis.taps for axis in axes])
+    basis = hidden + 1 if geometry.kernel == "mlp" else total(geometry.kernel_size)
     sample = phases * taps * out * inputs * basis
-    dense = batch * pixels * taps * out * inputs
-    whole = batch * total([axis.grid.groups * axis.grid.phases for axis in axes]) * taps * out * inputs
-    common = total([
-        int(axis.grid.left[axis.grid.phases - 1] - axis.grid.left[0]) + axis.grid.taps for axis in axes
-    ])  # fmt: skip
-    found = {"gather": 2.5 * dense + sample + 2e5 * phases / axes[-1].grid.phases}
+    pixels = batch * total(plan.sizes)
+    whole = batch * total([axis.groups * axis.phases for axis in axes]) * taps * out * inputs
+    common = total([axis.starts[-1] + axis.taps for axis in axes])
+    rows = phases / axes[-1].phases
+    found = {"gather": 2.5 * pixels * taps * out * inputs + sample + 2e5 * rows}
     if phases <= 256:
         found["polyphase"] = whole + sample + 1e6 * phases
     if phases <= 64 and common <= 8 * taps:
         found["single"] = whole * common / taps * (1.0 if phases == 1 else 1.2) + sample
-    if isinstance(kernel, MLPKernel):
-        mixing = batch * pixels * (2.5 * taps * inputs * groups * basis + 2 * inputs * basis * out)
-        found["separable"] = mixing + phases * taps * basis * basis + 2e5 * phases / axes[-1].grid.phases
+    if geometry.kernel == "mlp":
+        mixing = pixels * (2.5 * taps * inputs * groups * basis + 2 * inputs * basis * out)
+        found["separable"] = mixing + phases * taps * basis * basis + 2e5 * rows
     elif plan.bands is not None:
-        channels, rows, work = batch * inputs * groups, list(x.grid.length for x in axes), 0.0
+        lengths, work = [axis.length for axis in axes], 0.0
         for number, band in enumerate(plan.bands):
-            rows[number] = band.rows
-            work += 3 * channels * total(rows) * (axes[number].grid.taps + 16)
-        found["separable"] = work + batch * pixels * basis * out * inputs
+            lengths[number] = band.rows
+            work += 3 * batch * inputs * groups * total(lengths) * (axes[number].taps + 16)
+        found["separable"] = work + pixels * basis * out * inputs
     return found
 
 
-def choose(plan: Plan, kernel: Kernel, geometry: Geometry, batch: int, groups: int) -> str:
+def choose(plan: Plan, geometry: Geometry, batch: int, channels: tuple[int, int, int], hidden: int) -> str:
     """The cheapest path by `cost`."""
-    found = cost(plan, kernel, geometry, batch, groups)
+    found = cost(plan, geometry, batch, channels, hidden)
     return min(found, key=lambda name: found[name])
 
 
@@ -107,8 +105,8 @@ def pad(x: Float[Tensor, "b c *n"], axes: Sequence[Axis]) -> Float[Tensor, "b c 
             x = x.index_select(2 + number, axis.index)
             zeros = [0, 0, *zeros]
         else:
-            start, stop = max(axis.low, 0), min(axis.high, axis.grid.length)
-            if (start, stop) != (0, axis.grid.length):
+            start, stop = max(axis.low, 0), min(axis.high, axis.length)
+            if (start, stop) != (0, axis.length):
                 x = x.narrow(2 + number, start, stop - start)
             zeros = [start - axis.low, axis.high - stop, *zeros]
     return F.pad(x, zeros) if any(zeros) else x
@@ -143,14 +141,14 @@ def forgotten(weight: Tensor, again: Callable[[], Tensor], sources: Sequence[Ten
 
 
 def sampled(
-    axes: Sequence[Axis], kernel: Kernel, geometry: Geometry, recompute: bool
+    samples: Sequence[Samples], kernel: Kernel, geometry: Geometry, recompute: bool
 ) -> tuple[Tensor, contextlib.AbstractContextManager[None]]:
     """The kernels of all phases, and the context in which to use them."""
-    weight = kernel.weights(axes, geometry)
+    weight = kernel.weights(samples, geometry)
     if not (recompute and weight.requires_grad and weight.numel() > 4 * kernel.mix.numel()):
         return weight, contextlib.nullcontext()
     sources = list(kernel.parameters())
-    return weight, forgotten(weight, lambda: kernel.weights(axes, geometry), sources)
+    return weight, forgotten(weight, lambda: kernel.weights(samples, geometry), sources)
 
 
 def interleave(parts: Sequence[Tensor], axes: Sequence[Axis], rest: int = 0) -> Float[Tensor, "b o *m"]:
@@ -158,15 +156,15 @@ def interleave(parts: Sequence[Tensor], axes: Sequence[Axis], rest: int = 0) -> 
     count = len(axes) - rest
     if len(parts) > 1:
         g, p, late = GROUPS[:count], OUT[:count], LATE[:rest]
-        sizes = {letter: axis.grid.phases for letter, axis in zip(p, axes, strict=False)}
+        sizes = {letter: axis.phases for letter, axis in zip(p, axes, strict=False)}
         inputs = f"({' '.join(p)}) b o {' '.join(g)} {' '.join(late)}"
         pairs = " ".join(f"({a} {b})" for a, b in zip(g, p, strict=True))
         y = rearrange(torch.stack(list(parts)), f"{inputs} -> b o {pairs} {' '.join(late)}", **sizes)
     else:
         y = parts[0]
     for number, axis in enumerate(axes[:count]):
-        if y.shape[2 + number] != axis.grid.size:
-            y = y.narrow(2 + number, 0, axis.grid.size)
+        if y.shape[2 + number] != axis.size:
+            y = y.narrow(2 + number, 0, axis.size)
     return y
 
 
@@ -183,7 +181,7 @@ def single(
     recompute: bool = False,
 ) -> Tensor:
     """One conv over the window common to all phases; its outputs are out x phases, shuffled into pixels."""
-    weight, context = sampled(plan.axes, kernel, geometry, recompute)
+    weight, context = sampled([axis.samples for axis in plan.axes], kernel, geometry, recompute)
     with context:
         return single_with(x, plan.axes, weight, bias, groups)
 
@@ -193,11 +191,11 @@ def single_with(
 ) -> Tensor:
     """`single` with kernels (phases..., out, in, taps...) given."""
     count = len(axes)
-    conv, phases = CONV[count], [axis.grid.phases for axis in axes]
-    stride = [axis.grid.stride if axis.grid.groups > 1 else 1 for axis in axes]
+    conv, phases = CONV[count], [axis.phases for axis in axes]
+    stride = [axis.stride for axis in axes]
     if total(phases) == 1:
         weight = weight[(0,) * count]
-        before, after = [-axis.low for axis in axes], [axis.high - axis.grid.length for axis in axes]
+        before, after = [-axis.low for axis in axes], [axis.high - axis.length for axis in axes]
         if before == after and min(before) >= 0 and all(axis.index is None for axis in axes):
             return conv(x, weight, bias, stride, before, 1, groups)
         return conv(pad(x, axes), weight, bias, stride, 0, 1, groups)
@@ -217,9 +215,7 @@ def _window(axes: Sequence[Axis], which: Sequence[int]) -> list[int]:
     """Zeros on either side of one phase's kernel within the common window, last axis first as F.pad has it."""
     result: list[int] = []
     for axis, p in zip(axes, which, strict=True):
-        before = int(axis.grid.left[p] - axis.grid.left[0])
-        after = int(axis.grid.left[axis.grid.phases - 1] - axis.grid.left[p])
-        result = [before, after, *result]
+        result = [axis.starts[p], axis.starts[-1] - axis.starts[p], *result]
     return result
 
 
@@ -233,7 +229,7 @@ def polyphase(
     recompute: bool = False,
 ) -> Tensor:
     """One strided conv per combination of phases, results interleaved without in-place writes."""
-    weight, context = sampled(plan.axes, kernel, geometry, recompute)
+    weight, context = sampled([axis.samples for axis in plan.axes], kernel, geometry, recompute)
     with context:
         return polyphase_with(x, plan.axes, weight, bias, groups)
 
@@ -243,19 +239,14 @@ def polyphase_with(
 ) -> Tensor:
     """`polyphase` with kernels (phases..., out, in, taps...) given."""
     x, conv = pad(x, axes), CONV[len(axes)]
-    stride = [axis.grid.stride if axis.grid.groups > 1 else 1 for axis in axes]
+    stride = [axis.stride for axis in axes]
     parts = []
-    for which in product(*(range(axis.grid.phases) for axis in axes)):
+    for which in product(*(range(axis.phases) for axis in axes)):
         part = x
         for number, (axis, p) in enumerate(zip(axes, which, strict=True)):
-            part = part.narrow(2 + number, int(axis.grid.left[p]) - axis.low, _extent(axis))
+            part = part.narrow(2 + number, axis.starts[p], axis.extent)
         parts.append(conv(part, weight[which], bias, stride, 0, 1, groups))
     return interleave(parts, axes)
-
-
-def _extent(axis: Axis) -> int:
-    """Pixels that all windows of one phase cover."""
-    return axis.grid.stride * (axis.grid.groups - 1) + axis.grid.taps
 
 
 def gather(
@@ -272,9 +263,9 @@ def gather(
     Only one row's kernels exist at a time: memory grows with n, not with n^D.
     """
 
-    def contract(patches: Tensor, axes: Sequence[Axis]) -> Tensor:
-        weight, context = sampled(axes, kernel, geometry, recompute)
-        count = len(axes)
+    def contract(patches: Tensor, samples: Sequence[Samples]) -> Tensor:
+        weight, context = sampled(samples, kernel, geometry, recompute)
+        count = len(samples)
         kernels = weight.flatten(count + 2).flatten(0, count - 1)  # one phase on all axes but the last
         kernels = rearrange(kernels, "m (g o) i t -> m g o i t", g=groups)
         with context:
@@ -290,16 +281,15 @@ def separable(
     if isinstance(kernel, MLPKernel):
         mix = rearrange(kernel.mix, "(g o) i h -> g o i h", g=groups)
 
-        def contract(patches: Tensor, axes: Sequence[Axis]) -> Tensor:
-            phi = kernel.features(axes, geometry.flat, geometry.window)
-            phi = phi.flatten(0, len(axes) - 1).flatten(1, -2)  # m t h
+        def contract(patches: Tensor, samples: Sequence[Samples]) -> Tensor:
+            phi = kernel.features(samples, geometry.flat, geometry.window)
+            phi = phi.flatten(0, len(samples) - 1).flatten(1, -2)  # m t h
             resampled = torch.einsum("bgiymzt,mth->bgiymzh", patches, phi)
             return torch.einsum("bgiymzh,goih->bgoymz", resampled, mix)
 
         return _rows(x, plan, contract, bias, groups)
     assert plan.bands is not None
-    order = sorted(range(len(plan.bands)), key=lambda number: plan.axes[number].grid.scale)
-    for number in order:
+    for number in plan.order:
         x = resize_axis(x, 2 + number, plan.bands[number].blocks)
     if geometry.kernel not in ("interp", "bspline"):
         return x if bias is None else x + bias.reshape(-1, *[1] * len(plan.bands))
@@ -310,29 +300,26 @@ def separable(
 def _rows(
     x: Tensor,
     plan: Plan,
-    contract: Callable[[Tensor, Sequence[Axis]], Tensor],
+    contract: Callable[[Tensor, Sequence[Samples]], Tensor],
     bias: Tensor | None,
     groups: int,
 ) -> Tensor:
-    """The frame of `gather`: `contract` takes (b g i rows m groups taps) and the axes of one row of phases."""
+    """The frame of `gather`: `contract` takes (b g i rows m groups taps) and the samples of one row."""
     axes = plan.axes
     *outer, last = axes
     x = pad(x, axes)
-    m, z, t = last.grid.phases, last.grid.groups, last.grid.taps
-    starts = torch.from_numpy(last.grid.left[:m] - last.low).to(x.device)
-    steps = last.grid.stride * torch.arange(z, device=x.device)
-    index = (starts[:, None, None] + steps[:, None] + torch.arange(t, device=x.device)).flatten()
-    x = x.index_select(x.ndim - 1, index).unflatten(-1, (m, z, t))
+    x = x.index_select(x.ndim - 1, last.reads).unflatten(-1, (last.phases, last.groups, last.taps))
     parts = []
-    for which in product(*(range(axis.grid.phases) for axis in outer)):
+    for which in product(*(range(axis.phases) for axis in outer)):
         part = x
         for number, (axis, p) in enumerate(zip(outer, which, strict=True)):
-            part = part.narrow(2 + number, int(axis.grid.left[p]) - axis.low, _extent(axis))
-            part = part.unfold(2 + number, axis.grid.taps, axis.grid.stride)
+            part = part.narrow(2 + number, axis.starts[p], axis.extent)
+            part = part.unfold(2 + number, axis.taps, axis.stride)
         part = _windows_last(part, len(outer), groups)
-        row = contract(part, [*(axis.phase(p) for axis, p in zip(outer, which, strict=True)), last])
-        row = rearrange(row, "b g o y m z -> b (g o) y (z m)")[..., : last.grid.size]
-        parts.append(row.unflatten(2, [axis.grid.groups for axis in outer] or [1]))
+        one = [axis.samples.phase(p) for axis, p in zip(outer, which, strict=True)]
+        row = contract(part, [*one, last.samples])
+        row = rearrange(row, "b g o y m z -> b (g o) y (z m)")[..., : last.size]
+        parts.append(row.unflatten(2, [axis.groups for axis in outer] or [1]))
     y = interleave(parts, axes, rest=1) if outer else parts[0].squeeze(2)
     return y if bias is None else y + bias.reshape(-1, *[1] * len(axes))
 
