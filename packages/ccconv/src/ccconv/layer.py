@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from paperkit import UserError
-from paperkit.resize import KERNELS, Number
+from paperkit.resize import KERNELS, Number, output_length
 from torch import Tensor, nn
 
 from ccconv import baked, method, paths
@@ -58,9 +58,15 @@ class CCConv(nn.Module):
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.geometry = Geometry(kernel, tuple(sizes), antialias, spacing, window, flat, padding_mode)
         self.scale, self.path, self.recompute, self.hidden = scale, path, recompute, hidden
+        self.size: Size = None
+        """Output size of calls that name none; see `hidden_sizes`."""
+        self.offset: Scale = None
+        """Grid offset of calls that name none, in input pixels."""
+        self.excess: tuple[int, ...] | None = None
+        """Pixels by which the output is longer than ceil(s N): what a conv's own padding makes of it."""
         self.kernel = self._kernel(hidden)
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias and kernel not in KERNELS else None
-        self._baked: dict[Any, tuple[Any, Tensor]] = {}
+        self._baked: dict[int, tuple[Plan, Any, Tensor]] = {}
         if device is not None or dtype is not None:
             self.to(device=device, dtype=dtype)
         self._reset_bias()
@@ -92,10 +98,21 @@ class CCConv(nn.Module):
         return _plan(self.geometry, *self._call(x, size, scale, offset))
 
     def _call(self, x: Tensor, size: Size, scale: Scale, offset: Scale) -> tuple:
-        if size is None and scale is None:
-            scale = self.scale
         lengths = tuple([_index(n) for n in x.shape[2:]])
+        size, scale, offset = self.own(lengths, size, scale, offset)
         return lengths, _hashable(size), _hashable(scale), _hashable(offset), x.dtype, x.device
+
+    def own(
+        self, lengths: Sequence[int], size: Size, scale: Scale, offset: Scale
+    ) -> tuple[Size, Scale, Scale]:
+        """Size, scale and offset of a call, with the layer's own where it names none."""
+        if size is None and scale is None:
+            size, scale = self.size, self.scale if self.size is None else None
+            if self.excess is not None and size is None and scale is not None:
+                scales = [scale] * len(lengths) if isinstance(scale, int | float | Fraction) else scale
+                wanted = zip(lengths, scales, self.excess, strict=True)
+                size = [output_length(length, s) + more for length, s, more in wanted]
+        return size, scale, self.offset if offset is None else offset
 
     def _channels(self) -> tuple[int, int, int]:
         return self.in_channels, self.out_channels, self.groups
@@ -134,14 +151,13 @@ class CCConv(nn.Module):
     def _from_cache(self, x: Tensor, made: Plan, path: str) -> Tensor:
         """Inference: kernels once sampled are kept per size pair until a parameter changes."""
         stamp = [(p._version, p.data_ptr()) for p in self.kernel.parameters()]
-        key = id(made)
-        found = self._baked.get(key)
-        if found is None or found[0] != (stamp, made):
+        held = self._baked.get(id(made))
+        if held is None or held[0] is not made or held[1] != stamp:
             while len(self._baked) >= CACHED:
                 self._baked.pop(next(iter(self._baked)))
-            found = ((stamp, made), self.kernel.weights([axis.samples for axis in made.axes], self.geometry))
-            self._baked[key] = found
-        return baked.run(x, list(made.axes), found[1], self.bias, self.groups, path)
+            samples = [axis.samples for axis in made.axes]
+            held = self._baked[id(made)] = made, stamp, self.kernel.weights(samples, self.geometry)
+        return baked.run(x, list(made.axes), held[2], self.bias, self.groups, path)
 
     def bake(
         self,
@@ -181,9 +197,7 @@ class CCConv(nn.Module):
             w = float(self.geometry.support(axis, Fraction(1)))
             return torch.cos(torch.pi * d / w) ** 2 if self.geometry.window == "hann" else torch.ones_like(d)
 
-        if size is None and scale is None:
-            scale = self.scale
-        wanted = method.resolve(x.shape[2:], size, scale, offset)
+        wanted = method.resolve(x.shape[2:], *self.own(x.shape[2:], size, scale, offset))
         grids = [windows(self.geometry, axis, x.shape[2 + axis], *each) for axis, each in enumerate(wanted)]
         border = self.geometry.border
         return method.naive(x, grids, self.kernel, self.bias, self.groups, border, taper)
