@@ -3,18 +3,44 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ccconv.baked import Baked as Baked
     from ccconv.layer import CCConv1d as CCConv1d
     from ccconv.layer import CCConv2d as CCConv2d
     from ccconv.layer import CCConv3d as CCConv3d
+    from ccconv.baked import Baked as Baked
+    from ccconv.functional import resize as resize
+    from ccconv.convert import from_conv as from_conv
+    from ccconv.convert import convert as convert
+    from ccconv.align import align as align
+    from ccconv.hidden import ScaleEnsemble as ScaleEnsemble
+    from ccconv.hidden import hidden_sizes as hidden_sizes
+    from ccconv.hidden import sizes_for_budget as sizes_for_budget
 
 _PLACES = {
-    "Baked": "baked",
     "CCConv1d": "layer",
     "CCConv2d": "layer",
     "CCConv3d": "layer",
+    "Baked": "baked",
+    "resize": "functional",
+    "from_conv": "convert",
+    "convert": "convert",
+    "align": "align",
+    "ScaleEnsemble": "hidden",
+    "hidden_sizes": "hidden",
+    "sizes_for_budget": "hidden",
 }
-__all__ = ["Baked", "CCConv1d", "CCConv2d", "CCConv3d"]
+__all__ = [
+    "Baked",
+    "CCConv1d",
+    "CCConv2d",
+    "CCConv3d",
+    "ScaleEnsemble",
+    "align",
+    "convert",
+    "from_conv",
+    "hidden_sizes",
+    "resize",
+    "sizes_for_budget",
+]
 
 
 def __getattr__(name: str):

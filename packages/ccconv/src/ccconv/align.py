@@ -112,9 +112,7 @@ def _convolution(x: Tensor, y: Tensor, args: Sequence[Any]) -> Move:
     axes = x.ndim - 2
     stride, padding, dilation = (_each(v, axes) for v in (stride, padding, dilation))
     if transposed:
-        local = [
-            Fraction(q, 2 * t) for q, t in zip(_each(output_padding, axes), stride, strict=True)
-        ]
+        local = [Fraction(q, 2 * t) for q, t in zip(_each(output_padding, axes), stride, strict=True)]
         return local, [Fraction(1, t) for t in stride]
     return strided(x.shape[2:], y.shape[2:], weight.shape[2:], stride, padding, dilation)
 
@@ -274,7 +272,9 @@ class _Tracker(TorchDispatchMode):
             else:
                 self._move(x, y, kind, move)
             return
-        same = [f for x, f in known if x.ndim == y.ndim and x.shape[2:] == y.shape[2:] and len(f) == y.ndim - 2]
+        same = [
+            f for x, f in known if x.ndim == y.ndim and x.shape[2:] == y.shape[2:] and len(f) == y.ndim - 2
+        ]
         if not same:
             return
         self._set(y, same[0])

@@ -154,9 +154,7 @@ def windows(
     return g
 
 
-def _axis(
-    geometry: Geometry, number: int, g: method.Grid, dtype: torch.dtype, device: torch.device
-) -> Axis:
+def _axis(geometry: Geometry, number: int, g: method.Grid, dtype: torch.dtype, device: torch.device) -> Axis:
     low, stride = int(g.left[0]), g.stride if g.groups > 1 else 1
     starts = tuple(int(left) - low for left in g.left[: g.phases])
     high = low + starts[-1] + stride * (g.groups - 1) + g.taps

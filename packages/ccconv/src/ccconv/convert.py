@@ -40,7 +40,9 @@ def from_conv(
     if not isinstance(conv, CONVS):
         raise UserError(f"{type(conv).__name__} cannot be converted: only nn.Conv1d, nn.Conv2d and nn.Conv3d")
     if any(d != 1 for d in conv.dilation):
-        raise UserError(f"dilation {tuple(conv.dilation)} cannot be converted: a continuous kernel has no gaps")
+        raise UserError(
+            f"dilation {tuple(conv.dilation)} cannot be converted: a continuous kernel has no gaps"
+        )
     kernels = [int(k) for k in conv.kernel_size]
     layer = LAYERS[len(kernels)](
         conv.in_channels, conv.out_channels, kernels, groups=conv.groups, bias=conv.bias is not None,
@@ -95,7 +97,9 @@ def place(
     offsets, excess = [], []
     for k, t, p, length in zip(kernels, strides, padding, sizes, strict=True):
         if length is None and t > 1:
-            raise UserError("a strided conv needs the input size that it was trained at: from_conv(conv, size)")
+            raise UserError(
+                "a strided conv needs the input size that it was trained at: from_conv(conv, size)"
+            )
         known = length if length is not None else k + 2 * p + 1
         offsets.append(method.conv_drift(known, k, t, p))
         excess.append(method.conv_size(known, k, t, p) - -(-known // t))
@@ -160,7 +164,9 @@ def convert(
 
 
 def _resizing_pool(module: nn.Module) -> bool:
-    if not isinstance(module, (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)):
+    if not isinstance(
+        module, (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+    ):
         return False
     stride = module.stride
     return any(t != 1 for t in (stride if isinstance(stride, tuple) else (stride,)))

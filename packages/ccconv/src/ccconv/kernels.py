@@ -185,5 +185,3 @@ def _outer(values: Sequence[Float[Tensor, "m t"]]) -> Tensor:
     for number in range(1, len(values)):
         result = result * _spread(values[number], number, len(values))
     return result
-
-

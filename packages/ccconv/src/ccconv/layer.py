@@ -51,9 +51,20 @@ class CCConv(nn.Module):
         super().__init__()
         sizes = [kernel_size] * self.dimensions if isinstance(kernel_size, int) else list(kernel_size)
         _check(
-            self.dimensions, in_channels, out_channels, sizes, groups, padding_mode, kernel, window, flat, path
+            self.dimensions,
+            in_channels,
+            out_channels,
+            sizes,
+            groups,
+            padding_mode,
+            kernel,
+            window,
+            flat,
+            path,
         )
-        if spacing not in ("input", "output") or (spacing == "output" and kernel not in ("interp", "bspline")):
+        if spacing not in ("input", "output") or (
+            spacing == "output" and kernel not in ("interp", "bspline")
+        ):
             raise UserError(f'spacing="{spacing}": "input", or "output" with kernel="interp" or "bspline"')
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.geometry = Geometry(kernel, tuple(sizes), antialias, spacing, window, flat, padding_mode)
@@ -127,7 +138,9 @@ class CCConv(nn.Module):
         """
         self._check_input(x)
         if torch.compiler.is_exporting():
-            raise UserError("a CCConv layer is exported baked: layer.bake(input_size, size=...) is a plain conv")
+            raise UserError(
+                "a CCConv layer is exported baked: layer.bake(input_size, size=...) is a plain conv"
+            )
         compiling = torch.compiler.is_compiling()
         call = self._call(x, size, scale, offset)
         made, path = _plan(self.geometry, *call), self.path
@@ -264,6 +277,8 @@ def _index(n: int) -> int:
 def _hashable(value: Any) -> Any:
     if isinstance(value, list | tuple | torch.Size):
         return tuple([_hashable(each) for each in value])
+    if type(value) is float:
+        return value.__float__()
     return value.__index__() if type(value) is int else value
 
 

@@ -186,9 +186,7 @@ def single(
         return single_with(x, plan.axes, weight, bias, groups)
 
 
-def single_with(
-    x: Tensor, axes: Sequence[Axis], weight: Tensor, bias: Tensor | None, groups: int
-) -> Tensor:
+def single_with(x: Tensor, axes: Sequence[Axis], weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
     """`single` with kernels (phases..., out, in, taps...) given."""
     count = len(axes)
     conv, phases = CONV[count], [axis.phases for axis in axes]
