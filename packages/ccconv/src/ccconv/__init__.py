@@ -3,17 +3,17 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ccconv.layer import CCConv1d as CCConv1d
-    from ccconv.layer import CCConv2d as CCConv2d
-    from ccconv.layer import CCConv3d as CCConv3d
-    from ccconv.baked import Baked as Baked
-    from ccconv.functional import resize as resize
-    from ccconv.convert import from_conv as from_conv
-    from ccconv.convert import convert as convert
     from ccconv.align import align as align
+    from ccconv.baked import Baked as Baked
+    from ccconv.convert import convert as convert
+    from ccconv.convert import from_conv as from_conv
+    from ccconv.functional import resize as resize
     from ccconv.hidden import ScaleEnsemble as ScaleEnsemble
     from ccconv.hidden import hidden_sizes as hidden_sizes
     from ccconv.hidden import sizes_for_budget as sizes_for_budget
+    from ccconv.layer import CCConv1d as CCConv1d
+    from ccconv.layer import CCConv2d as CCConv2d
+    from ccconv.layer import CCConv3d as CCConv3d
 
 _PLACES = {
     "CCConv1d": "layer",

@@ -28,7 +28,7 @@ class Frame:
     """Where a feature map's pixels lie on one axis of the network's input."""
 
     drift: Fraction
-    """Delta: how far its grid's centre is from the input's centre, in input pixels; positive is right, down."""
+    """Delta: how far its grid's centre is from the input's, in input pixels; positive is right, down."""
     step: Fraction
     """Input pixels between its pixels."""
 
@@ -59,18 +59,15 @@ def align(model: nn.Module, size: int | Sequence[int], channels: int | None = No
 
     Raises `UserError` when the model cannot be run on the meta device at that size.
     """
+    ghost = copy.deepcopy(model).to("meta").eval()
+    x = blank(ghost, size, channels).to("meta")
+    tracker = _Tracker(ghost, x)
     try:
-        ghost = copy.deepcopy(model).to("meta").eval()
-        x = blank(ghost, size, channels).to("meta")
-        tracker = _Tracker(ghost, x)
         with tracker:
             ghost(x)
     except (RuntimeError, NotImplementedError, AssertionError) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"the model does not run at size {size}: {text}") from error
-    finally:
-        if "tracker" in locals():
-            tracker.remove()
     return tracker.rows
 
 
@@ -92,7 +89,7 @@ def _text(values: Sequence[Fraction]) -> str:
     return numbers[0] if len(set(numbers)) == 1 else ",".join(numbers)
 
 
-# ---- Following frames ------------------------------------------------------------------------------------------
+# ---- Following frames ------------------------------------------------------------------------------------
 
 Move = tuple[list[Fraction], list[Fraction]]
 """Per axis: delta in input pixels, and the factor of the step."""
@@ -205,14 +202,9 @@ class _Tracker(TorchDispatchMode):
         self.inside = 0
         self.frames: dict[int, tuple[Tensor, tuple[Frame, ...]]] = {}
         self.start(x)
-        self.hooks = []
         for name, module in model.named_modules():
-            self.hooks.append(module.register_forward_pre_hook(self._enter(name)))
-            self.hooks.append(module.register_forward_hook(self._leave()))
-
-    def remove(self) -> None:
-        for hook in self.hooks:
-            hook.remove()
+            module.register_forward_pre_hook(self._enter(name))
+            module.register_forward_hook(self._leave())
 
     def start(self, x: Tensor) -> None:
         self._set(x, tuple(Frame(Fraction(0), Fraction(1)) for _ in x.shape[2:]))

@@ -86,7 +86,7 @@ class Axis(NamedTuple):
     starts: tuple[int, ...]
     """Where each phase's first window starts, counted from `low`."""
     samples: Samples
-    index: Int64[Tensor, " p"] | None
+    fold: Int64[Tensor, " p"] | None
     """Input pixel of every position low .. high where the border folds; None where it is zeros."""
     reads: Int64[Tensor, " q"]
     """Positions from `low` of (phase, group, tap), for `gather`."""
@@ -155,23 +155,28 @@ def windows(
 
 
 def _axis(geometry: Geometry, number: int, g: method.Grid, dtype: torch.dtype, device: torch.device) -> Axis:
-    low, stride = int(g.left[0]), g.stride if g.groups > 1 else 1
-    starts = tuple(int(left) - low for left in g.left[: g.phases])
-    high = low + starts[-1] + stride * (g.groups - 1) + g.taps
+    taper, basis = _taper(geometry, number, g), _basis(geometry, number, g)
+    # Slots where every kernel is 0, such as those of a cubic on whole numbers, are not read at all.
+    used = np.flatnonzero((taper if basis is None else np.abs(basis).sum(2)).any(0))
+    slots = slice(int(used[0]), int(used[-1]) + 1)
+    taps = slots.stop - slots.start
+    low, stride = int(g.left[0]) + slots.start, g.stride if g.groups > 1 else 1
+    starts = tuple(int(left - g.left[0]) for left in g.left[: g.phases])
+    high = low + starts[-1] + stride * (g.groups - 1) + taps
     index = None
     if geometry.border not in ("zeros", "renormalize"):
         index = torch.from_numpy(method.fold(np.arange(low, high), g.length, geometry.border)).to(device)
-    steps = stride * np.arange(g.groups)[:, None] + np.arange(g.taps)
+    steps = stride * np.arange(g.groups)[:, None] + np.arange(taps)
     reads = torch.from_numpy((np.array(starts)[:, None, None] + steps).ravel()).to(device)
-    taper, basis = _taper(geometry, number, g), _basis(geometry, number, g)
     gain = _gain(g, taper if basis is None or geometry.kernel in CARDINAL else basis[..., 0], geometry)
 
     def tensor(values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(device, dtype)
 
-    samples = Samples(tensor(g.offset), tensor(taper), None if basis is None else tensor(basis))
+    basis = None if basis is None else tensor(basis[:, slots])
+    samples = Samples(tensor(g.offset[:, slots]), tensor(taper[:, slots]), basis)
     return Axis(
-        g.length, g.size, g.phases, g.taps, g.groups, stride, low, high, starts, samples, index, reads,
+        g.length, g.size, g.phases, taps, g.groups, stride, low, high, starts, samples, index, reads,
         None if gain is None else tensor(gain),
     )  # fmt: skip
 

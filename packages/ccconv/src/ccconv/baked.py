@@ -17,10 +17,12 @@ class Baked(nn.Module):
     def __init__(self, plan: Plan, weight: Tensor, bias: Tensor | None, groups: int, path: str):
         super().__init__()
         self.axes, self.groups, self.path = plan.axes, groups, path
+        self.weight: Tensor
+        self.bias: Tensor | None
         self.register_buffer("weight", weight.detach().clone())
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         for number, axis in enumerate(plan.axes):
-            self.register_buffer(f"index{number}", axis.index, persistent=False)
+            self.register_buffer(f"index{number}", axis.fold, persistent=False)
             self.register_buffer(f"gain{number}", axis.gain, persistent=False)
 
     @property
@@ -35,7 +37,7 @@ class Baked(nn.Module):
             "a baked layer takes the input size that it was baked for",
         )
         axes = [
-            axis._replace(index=getattr(self, f"index{number}"), gain=getattr(self, f"gain{number}"))
+            axis._replace(fold=getattr(self, f"index{number}"), gain=getattr(self, f"gain{number}"))
             for number, axis in enumerate(self.axes)
         ]
         return run(x, axes, self.weight, self.bias, self.groups, self.path)

@@ -196,20 +196,20 @@ def trace(
 ) -> dict[str, set[tuple[int, ...]]]:
     """Input lengths of every conv in a forward pass at `size`: name -> the sizes that it met."""
     found: dict[str, set[tuple[int, ...]]] = {}
-    hooks = []
+    handles = []
     for name, module in model.named_modules():
         if isinstance(module, (*CONVS, CCConv)):
 
             def hook(_module: nn.Module, inputs: tuple, name: str = name) -> None:
                 found.setdefault(name, set()).add(tuple(inputs[0].shape[2:]))
 
-            hooks.append(module.register_forward_pre_hook(hook))
+            handles.append(module.register_forward_pre_hook(hook))
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()(blank(model, size, channels))
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in handles:
+            handle.remove()
         for module, training in modes:
             module.training = training
     return found

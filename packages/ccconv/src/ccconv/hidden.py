@@ -23,7 +23,7 @@ def continuous(model: nn.Module) -> dict[str, CCConv]:
 
 @contextlib.contextmanager
 def hidden_sizes(model: nn.Module, sizes: Sizes) -> Iterator[nn.Module]:
-    """Inside, the named layers give these output sizes. Raises `UserError` for a name that is no such layer."""
+    """Inside, the named layers give these output sizes. Raises `UserError` for an unknown name."""
     layers = continuous(model)
     for name in sizes:
         if name not in layers:
@@ -114,16 +114,16 @@ def _output_sizes(
     model: nn.Module, size: int | Sequence[int], channels: int | None
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
     found: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
-    hooks = []
+    handles = []
     for name, module in continuous(model).items():
 
         def hook(_module: nn.Module, inputs: tuple, y: Tensor, name: str = name) -> None:
             found[name] = tuple(inputs[0].shape[2:]), tuple(y.shape[2:])
 
-        hooks.append(module.register_forward_hook(hook))
+        handles.append(module.register_forward_hook(hook))
     try:
         model(blank(model, size, channels).to("meta"))
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in handles:
+            handle.remove()
     return found

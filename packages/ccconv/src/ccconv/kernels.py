@@ -134,6 +134,7 @@ class FixedKernel(nn.Module):
     def __init__(self, channels: int, kind: str, dimensions: int):
         super().__init__()
         self.kind = kind
+        self.weight: Tensor
         self.register_buffer("weight", torch.ones(channels, 1, *[1] * dimensions), persistent=False)
 
     @property

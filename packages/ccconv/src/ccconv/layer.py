@@ -108,7 +108,9 @@ class CCConv(nn.Module):
         """The windows of one call; cached by sizes."""
         return _plan(self.geometry, *self._call(x, size, scale, offset))
 
-    def _call(self, x: Tensor, size: Size, scale: Scale, offset: Scale) -> tuple:
+    def _call(
+        self, x: Tensor, size: Size, scale: Scale, offset: Scale
+    ) -> tuple[Any, Any, Any, Any, Any, Any]:
         lengths = tuple([_index(n) for n in x.shape[2:]])
         size, scale, offset = self.own(lengths, size, scale, offset)
         return lengths, _hashable(size), _hashable(scale), _hashable(offset), x.dtype, x.device
@@ -156,7 +158,7 @@ class CCConv(nn.Module):
             raise UserError(f"CCConv works on floating-point values, got {x.dtype}: convert first")
         if x.ndim != self.dimensions + 2:
             raise UserError(
-                f"CCConv{self.dimensions}d needs (batch, channels, {self.dimensions} axes), got {tuple(x.shape)}"
+                f"CCConv{self.dimensions}d needs {self.dimensions + 2} axes, got {tuple(x.shape)}"
             )
         if x.shape[1] != self.in_channels:
             raise UserError(f"this layer takes {self.in_channels} channels, got {x.shape[1]}")
@@ -204,7 +206,7 @@ class CCConv(nn.Module):
     def oracle(
         self, x: Float[Tensor, "b c *n"], size: Size = None, scale: Scale = None, offset: Scale = None
     ) -> Float[Tensor, "b o *m"]:
-        """The same by `method.naive`: slow, for tests. Neither `flat` nor output spacing nor fixed kernels."""
+        """The same by `method.naive`: slow, for tests; not for `flat`, output spacing, fixed kernels."""
 
         def taper(axis: int, d: Tensor) -> Tensor:
             w = float(self.geometry.support(axis, Fraction(1)))
@@ -251,7 +253,7 @@ class CCConv3d(CCConv):
 LAYERS = {1: CCConv1d, 2: CCConv2d, 3: CCConv3d}
 
 
-# ---- Constants of a call: made outside the graph of a compiler -------------------------------------------------
+# ---- Constants of a call: made outside the graph of a compiler -------------------------------------------
 
 
 @torch.compiler.assume_constant_result

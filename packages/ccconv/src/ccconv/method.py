@@ -3,8 +3,8 @@
 symbol  meaning                                                          source
 N, n    input and output length of one axis
 s       scale, outputs per input; need not be n/N                        abstract: any size, any scale
-u(j)    j/s + (N-1)/2 - (n-1)/(2s) + delta: output j in input pixels     grids share their centre; the paper's
-                                                                         formula by way of ResizeRight's comment
+u(j)    j/s + (N-1)/2 - (n-1)/(2s) + delta: output j in input pixels     grids share their centre;
+                                                                         the paper's, says ResizeRight
 delta   grid offset in input pixels, 0 unless asked; positive reads further right
 w       support of the kernel in input pixels where s >= 1
 r       min(s, 1) with antialiasing, else 1: the stretch of the kernel
@@ -187,7 +187,7 @@ def fold(index: Int64[np.ndarray, "*n"], length: int, border: str) -> Int64[np.n
     return fold_border(index, length, "reflect" if border == "symmetric" else border)
 
 
-# ---- One-dimensional bases ---------------------------------------------------------------------------------
+# ---- One-dimensional bases -------------------------------------------------------------------------------
 
 
 def bspline(x: Float64[np.ndarray, "*n"]) -> Float64[np.ndarray, "*n"]:
@@ -211,7 +211,7 @@ def hann(d: Float64[np.ndarray, "*n"], support: float) -> Float64[np.ndarray, "*
     return np.cos(np.pi * d / support) ** 2
 
 
-# ---- The layer, plainly ------------------------------------------------------------------------------------
+# ---- The layer, plainly ----------------------------------------------------------------------------------
 
 
 def naive(
@@ -248,13 +248,14 @@ def naive(
             full, kept = factor[axis].sum(1), factor[axis].masked_fill(outside, 0.0).sum(1)
             factor[axis] = factor[axis] * (full / kept)[:, None]
     j, t = "pqr"[:axes], "tuv"[:axes]
-    pair = [a + b for a, b in zip(j, t, strict=True)]
-    layout = "".join(pair)  # ptqu...
+    layout = "".join(a + b for a, b in zip(j, t, strict=True))  # ptqu...
     mesh = torch.broadcast_tensors(*[_place(d, axis, axes) for axis, d in enumerate(offsets)])
     f = kernel(torch.stack(mesh, -1))
     f = rearrange(f, "... (g o) i -> ... g o i", g=groups)
     window = rearrange(window, "b (g i) ... -> b g i ...", g=groups)
-    y = torch.einsum(f"bgi{layout},{layout}goi,{','.join(pair)}->bgo{j}", window, f, *factor)
+    for axis, values in enumerate(factor):
+        f = f * _place(values, axis, axes)[..., None, None, None]
+    y = torch.einsum(f"bgi{layout},{layout}goi->bgo{j}", window, f)
     y = rearrange(y, "b g o ... -> b (g o) ...")
     return y if bias is None else y + bias.reshape(-1, *[1] * axes)
 
@@ -265,7 +266,7 @@ def _place(d: Tensor, axis: int, axes: int) -> Tensor:
     return d.reshape(shape)
 
 
-# ---- Misalignment of today's layers ------------------------------------------------------------------------
+# ---- Misalignment of today's layers ----------------------------------------------------------------------
 
 
 def conv_drift(length: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> Fraction:

@@ -94,15 +94,15 @@ def choose(plan: Plan, geometry: Geometry, batch: int, channels: tuple[int, int,
     return min(found, key=lambda name: found[name])
 
 
-# ---- Borders, and kernels that are sampled again in the backward pass ----------------------------------------
+# ---- Borders, and kernels that are sampled again in the backward pass ------------------------------------
 
 
 def pad(x: Float[Tensor, "b c *n"], axes: Sequence[Axis]) -> Float[Tensor, "b c *p"]:
     """x at the positions low .. high of every axis, by the border's rule."""
     zeros: list[int] = []
     for number, axis in enumerate(axes):
-        if axis.index is not None:
-            x = x.index_select(2 + number, axis.index)
+        if axis.fold is not None:
+            x = x.index_select(2 + number, axis.fold)
             zeros = [0, 0, *zeros]
         else:
             start, stop = max(axis.low, 0), min(axis.high, axis.length)
@@ -168,7 +168,7 @@ def interleave(parts: Sequence[Tensor], axes: Sequence[Axis], rest: int = 0) -> 
     return y
 
 
-# ---- The paths -------------------------------------------------------------------------------------------------
+# ---- The paths -------------------------------------------------------------------------------------------
 
 
 def single(
@@ -194,7 +194,7 @@ def single_with(x: Tensor, axes: Sequence[Axis], weight: Tensor, bias: Tensor | 
     if total(phases) == 1:
         weight = weight[(0,) * count]
         before, after = [-axis.low for axis in axes], [axis.high - axis.length for axis in axes]
-        if before == after and min(before) >= 0 and all(axis.index is None for axis in axes):
+        if before == after and min(before) >= 0 and all(axis.fold is None for axis in axes):
             return conv(x, weight, bias, stride, before, 1, groups)
         return conv(pad(x, axes), weight, bias, stride, 0, 1, groups)
     joint = torch.cat([
@@ -210,7 +210,7 @@ def single_with(x: Tensor, axes: Sequence[Axis], weight: Tensor, bias: Tensor | 
 
 
 def _window(axes: Sequence[Axis], which: Sequence[int]) -> list[int]:
-    """Zeros on either side of one phase's kernel within the common window, last axis first as F.pad has it."""
+    """Zeros on either side of one phase's kernel in the common window, in F.pad's order."""
     result: list[int] = []
     for axis, p in zip(axes, which, strict=True):
         result = [axis.starts[p], axis.starts[-1] - axis.starts[p], *result]

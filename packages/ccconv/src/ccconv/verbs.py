@@ -9,7 +9,6 @@ from paperkit import UserError, images, suggest
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ccconv import method
 from ccconv.align import align, table
 from ccconv.config import AlignConfig, PictureConfig
 from ccconv.layer import CCConv2d
@@ -84,9 +83,9 @@ def _array(sheet: Image.Image):
 
 def _offsets(layer: CCConv2d, s: Fraction) -> list[tuple[list[float], list[float]]]:
     """The sampled offsets (rows, columns) of each pair of phases at a scale."""
-    support = layer.geometry.support(0, s)
-    g = method.grid(32, int(32 * s), s, support)
-    taps = [g.offset[p][g.inside[p]].tolist() for p in range(g.phases)]
+    samples = layer.plan(torch.zeros(1, 1, 32, 32, dtype=torch.float64), scale=s).axes[0].samples
+    read = samples.taper != 0 if samples.basis is None else samples.basis.abs().sum(2) > 1e-12
+    taps = [offset[kept].tolist() for offset, kept in zip(samples.offset, read, strict=True)]
     return [(a, b) for a in taps for b in taps]
 
 
