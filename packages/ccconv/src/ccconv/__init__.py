@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ccconv.align import align as align
     from ccconv.baked import Baked as Baked
-    from ccconv.convert import convert as convert
-    from ccconv.convert import from_conv as from_conv
+    from ccconv.conversion import convert as convert
+    from ccconv.conversion import from_conv as from_conv
+    from ccconv.drift import align as align
     from ccconv.functional import resize as resize
     from ccconv.hidden import ScaleEnsemble as ScaleEnsemble
     from ccconv.hidden import hidden_sizes as hidden_sizes
@@ -21,9 +21,9 @@ _PLACES = {
     "CCConv3d": "layer",
     "Baked": "baked",
     "resize": "functional",
-    "from_conv": "convert",
-    "convert": "convert",
-    "align": "align",
+    "from_conv": "conversion",
+    "convert": "conversion",
+    "align": "drift",
     "ScaleEnsemble": "hidden",
     "hidden_sizes": "hidden",
     "sizes_for_budget": "hidden",

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ccconv import method
-from ccconv.align import align
-from ccconv.convert import from_conv
+from ccconv.conversion import from_conv
+from ccconv.drift import align
 from ccconv.functional import resize
 from ccconv.layer import CCConv2d
 
@@ -164,7 +164,7 @@ def paths(every: int = 1) -> Cases:
     for name, layer, x, call in list(path_cases())[::every]:
         wanted = layer.oracle(x, **call)
         for path in ("single", "polyphase", "separable", "gather"):
-            layer.path = path  # pyright: ignore[reportAttributeAccessIssue]
+            layer.path = path
             found[f"{path}, {name}"] = _gap(layer(x, **call), wanted)
     for kind in ("interp", "mlp"):
         torch.manual_seed(0)
@@ -174,7 +174,7 @@ def paths(every: int = 1) -> Cases:
             inputs = [x, *layer.parameters()]
             wanted = torch.autograd.grad(layer.oracle(x, size).square().mean(), inputs)
             for path in ("single", "polyphase", "separable", "gather"):
-                layer.path = path  # pyright: ignore[reportAttributeAccessIssue]
+                layer.path = path
                 ours = torch.autograd.grad(layer(x, size).square().mean(), inputs)
                 gap = max(_gap(a, b) for a, b in zip(ours, wanted, strict=True))
                 found[f"gradient, {path}, {kind}, {size}"] = gap

@@ -10,7 +10,7 @@ from paperkit import UserError, suggest
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ccconv.convert import blank
+from ccconv.conversion import blank
 from ccconv.layer import CCConv, Size
 
 Sizes = Mapping[str, int | Sequence[int]]

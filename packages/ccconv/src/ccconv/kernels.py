@@ -161,7 +161,7 @@ class FixedKernel(nn.Module):
 Kernel = MLPKernel | PointKernel | FixedKernel
 
 
-def sample_points(bases: Sequence[Float[Tensor, "m t a"]], weight: Float[Tensor, "o i *a"]) -> Tensor:
+def sample_points(bases: Sequence[Tensor], weight: Tensor) -> Tensor:
     """sum over control points of weight times the product of the axes' bases."""
     count = len(bases)
     p, t, b = PHASE[:count], TAP[:count], BASIS[:count]
@@ -181,7 +181,7 @@ def _spread(values: Float[Tensor, "m t"], number: int, count: int) -> Tensor:
     return values.reshape(shape)
 
 
-def _outer(values: Sequence[Float[Tensor, "m t"]]) -> Tensor:
+def _outer(values: Sequence[Tensor]) -> Tensor:
     result = _spread(values[0], 0, len(values))
     for number in range(1, len(values)):
         result = result * _spread(values[number], number, len(values))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -39,11 +39,11 @@ class CCConv(nn.Module):
         padding_mode: str = "zeros",
         kernel: str = "interp",
         antialias: bool = True,
-        spacing: Literal["input", "output"] = "input",
-        window: Literal["none", "hann"] = "none",
+        spacing: str = "input",
+        window: str = "none",
         flat: bool = False,
         hidden: int = 24,
-        path: Literal["auto", "single", "polyphase", "separable", "gather"] = "auto",
+        path: str = "auto",
         recompute: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,

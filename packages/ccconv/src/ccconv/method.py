@@ -184,7 +184,8 @@ def fold(index: Int64[np.ndarray, "*n"], length: int, border: str) -> Int64[np.n
             )
         index = index % (2 * length - 2)
         return np.where(index < length, index, 2 * length - 2 - index)
-    return fold_border(index, length, "reflect" if border == "symmetric" else border)
+    mirror = "reflect" if border == "symmetric" else border
+    return fold_border(index.reshape(1, -1), length, mirror).reshape(index.shape)
 
 
 # ---- One-dimensional bases -------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ import torchvision
 from paperkit import UserError, results, suggest
 
 from ccconv import exact
-from ccconv.align import align
 from ccconv.config import ReproduceConfig
+from ccconv.drift import align
 
 SPREAD = "derived here; the paper's abstract claims consistency and alignment, its body could not be read"
 

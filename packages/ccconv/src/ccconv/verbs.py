@@ -9,8 +9,8 @@ from paperkit import UserError, images, suggest
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ccconv.align import align, table
 from ccconv.config import AlignConfig, PictureConfig
+from ccconv.drift import align, table
 from ccconv.layer import CCConv2d
 
 SCALES = (Fraction(1, 2), Fraction(1), Fraction(3))

@@ -17,7 +17,7 @@ from paperkit import UserError
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ccconv.convert import blank
+from ccconv.conversion import blank
 from ccconv.layer import CCConv
 
 aten = torch.ops.aten
