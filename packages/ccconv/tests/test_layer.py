@@ -199,7 +199,8 @@ def test_baked_layer_exports(border):
     for size in ((16, 5), (6, 15)):
         baked = layer.bake((8, 10), size)
         assert baked.output_size == size
-        program = torch.export.export(baked, (x,))
+        # The default tracer of torch 2.15 stumbles over the gains of `renormalize`; the strict one does not.
+        program = torch.export.export(baked, (x,), strict=border == "renormalize")
         torch.testing.assert_close(program.module()(x), layer(x, size))
 
 

@@ -16,14 +16,18 @@ class Baked(nn.Module):
 
     def __init__(self, plan: Plan, weight: Tensor, bias: Tensor | None, groups: int, path: str):
         super().__init__()
-        self.axes, self.groups, self.path = plan.axes, groups, path
+        self.groups, self.path = groups, path
+        # Tensors are this module's own buffers: an exporter must find each of them once.
+        self.axes = tuple(axis._replace(fold=None, gain=None) for axis in plan.axes)
         self.weight: Tensor
         self.bias: Tensor | None
         self.register_buffer("weight", weight.detach().clone())
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         for number, axis in enumerate(plan.axes):
-            self.register_buffer(f"index{number}", axis.fold, persistent=False)
-            self.register_buffer(f"gain{number}", axis.gain, persistent=False)
+            self.register_buffer(f"index{number}", None if axis.fold is None else axis.fold.clone())
+        gains = [axis.gain for axis in plan.axes if axis.gain is not None]
+        self.gain: Tensor | None
+        self.register_buffer("gain", paths.outer(gains).clone() if gains else None)
 
     @property
     def output_size(self) -> tuple[int, ...]:
@@ -36,19 +40,21 @@ class Baked(nn.Module):
             list(x.shape[2:]) == [axis.length for axis in self.axes],
             "a baked layer takes the input size that it was baked for",
         )
-        axes = [
-            axis._replace(fold=getattr(self, f"index{number}"), gain=getattr(self, f"gain{number}"))
-            for number, axis in enumerate(self.axes)
-        ]
-        return run(x, axes, self.weight, self.bias, self.groups, self.path)
+        axes = [axis._replace(fold=getattr(self, f"index{i}")) for i, axis in enumerate(self.axes)]
+        return run(x, axes, self.weight, self.bias, self.groups, self.path, self.gain)
 
 
 def run(
-    x: Tensor, axes: list[Axis], weight: Tensor, bias: Tensor | None, groups: int, path: str
+    x: Tensor,
+    axes: list[Axis],
+    weight: Tensor,
+    bias: Tensor | None,
+    groups: int,
+    path: str,
+    gain: Tensor | None = None,
 ) -> Float[Tensor, "b o *m"]:
     """`single` or `polyphase` with given kernels (phases..., out, in, taps...)."""
     path_with = paths.single_with if path == "single" else paths.polyphase_with
-    gains = [axis.gain for axis in axes]
-    if all(gain is None for gain in gains):
+    if gain is None:
         return path_with(x, axes, weight, bias, groups)
-    return paths.scaled(path_with(x, axes, weight, None, groups), gains, bias)
+    return paths.scaled(path_with(x, axes, weight, None, groups), gain, bias)

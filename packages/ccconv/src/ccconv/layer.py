@@ -172,7 +172,9 @@ class CCConv(nn.Module):
                 self._baked.pop(next(iter(self._baked)))
             samples = [axis.samples for axis in made.axes]
             held = self._baked[id(made)] = made, stamp, self.kernel.weights(samples, self.geometry)
-        return baked.run(x, list(made.axes), held[2], self.bias, self.groups, path)
+        gains = [axis.gain for axis in made.axes if axis.gain is not None]
+        gain = paths.outer(gains) if gains else None
+        return baked.run(x, list(made.axes), held[2], self.bias, self.groups, path, gain)
 
     def bake(
         self,

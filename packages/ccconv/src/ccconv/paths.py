@@ -36,22 +36,30 @@ def apply(
     recompute: bool,
 ) -> Float[Tensor, "b o *m"]:
     """The layer by one path. With `recompute` the sampled kernels are not kept for the backward pass."""
-    gains = [axis.gain for axis in plan.axes]
-    inner = bias if all(gain is None for gain in gains) else None
+    gains = [axis.gain for axis in plan.axes if axis.gain is not None]
+    inner = None if gains else bias
     if path == "separable":
         y = separable(x, plan, kernel, geometry, inner, groups)
     else:
         run = {"single": single, "polyphase": polyphase, "gather": gather}[path]
         y = run(x, plan, kernel, geometry, inner, groups, recompute)
-    return y if all(gain is None for gain in gains) else scaled(y, gains, bias)
+    return scaled(y, outer(gains), bias) if gains else y
 
 
-def scaled(y: Tensor, gains: Sequence[Tensor | None], bias: Tensor | None) -> Float[Tensor, "b o *m"]:
-    """Each output times its axes' gains (`renormalize`), plus the bias."""
-    for number, gain in enumerate(gains):
-        if gain is not None:
-            y = y * gain.reshape(-1, *[1] * (len(gains) - 1 - number))
-    return y if bias is None else y + bias.reshape(-1, *[1] * len(gains))
+def outer(gains: Sequence[Tensor]) -> Float[Tensor, "*m"]:
+    """The product of one gain per axis, for every output."""
+    result = gains[0]
+    for gain in gains[1:]:
+        result = result[..., None] * gain
+    return result
+
+
+def scaled(
+    y: Float[Tensor, "b o *m"], gain: Float[Tensor, "*m"], bias: Tensor | None
+) -> Float[Tensor, "b o *m"]:
+    """Each output times its gain (`renormalize`), plus the bias."""
+    y = y * gain
+    return y if bias is None else y + bias.reshape(-1, *[1] * gain.ndim)
 
 
 def cost(
