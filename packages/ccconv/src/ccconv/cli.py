@@ -24,6 +24,10 @@ PAPER = Paper(
             config.ReproduceConfig,
         ),
     },
+    absent={
+        "train": "ccconv has no training yet: its layers are for your own networks (from ccconv import "
+        "CCConv2d); try ccconv align resnet18"
+    },
 )
 
 
