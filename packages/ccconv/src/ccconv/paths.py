@@ -67,7 +67,7 @@ def cost(
 ) -> dict[str, float]:
     """Estimated multiplications of each path that applies, with a charge for what a path does slowly.
 
-    `channels` is (in, out, groups). The charges were set from timings on one CPU thread.
+    `channels` is (in, out, groups). The charges are guesses that no timing has checked yet.
     """
     axes = plan.axes
     inputs, out, groups = channels
