@@ -442,3 +442,9 @@ def test_weights_of_another_configuration_are_refused(run, tmp_path, capsys):
 def test_pictures_that_do_not_fit_the_network(run):
     with pytest.raises(UserError, match="do not fit"):
         IGN.load(run).project(torch.zeros(1, 1, 9, 9))
+
+
+def test_noise_is_shown_within_three_deviations():
+    z = torch.randn(50, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(data.visible(z), (z / (3 * z.std())).clamp(-1, 1))
+    assert torch.equal(data.visible(z / 10), z / 10)

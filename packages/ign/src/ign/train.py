@@ -240,13 +240,9 @@ def examine(
 def draw(run: Run, step: int, strips: dict[str, Tensor], columns: int = 12) -> None:
     """samples/<step>.png."""
     if run.main:
-        shown = {caption: list(_visible(caption, rows[:columns])) for caption, rows in strips.items()}
+        shown = {caption: list(strip[:columns]) for caption, strip in strips.items()}
+        shown["z"] = list(data.visible(strips["z"])[:columns])
         images.write(run.folder / "samples" / f"{step:08d}.png", images.rows(shown))
-
-
-def _visible(caption: str, rows: Tensor) -> Tensor:
-    # White noise leaves [-1, 1]: shown at a third of its contrast.
-    return (rows / 3 if caption == "z" else rows).clamp(-1, 1)
 
 
 def describe(config: TrainConfig) -> dict[str, str]:
