@@ -18,7 +18,7 @@ authors' notebooks of the published figures used (research notes, section 1.2).
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -62,6 +62,8 @@ ANALOGY_LEVELS = 7
 SHRINK, GROW = 0.9, 1.2
 """Steps of gradual retargeting; SHRINK also of collages."""
 COLLAGE_STEPS = 9
+CHANGED = 0.02
+"""A pixel that differs by more is part of an edit."""
 
 Size = tuple[int, int]
 Box = tuple[int, int, int, int]
@@ -299,8 +301,8 @@ def change_side(changed: Bool[Tensor, "h w"]) -> int:
     """Shorter side of the bounding box of the largest connected region that changed; 0 without any."""
     from scipy import ndimage
 
-    labels, _ = ndimage.label(changed.cpu().numpy())
-    boxes = [[axis.stop - axis.start for axis in found] for found in ndimage.find_objects(labels)]
+    regions: Any = ndimage.find_objects(ndimage.label(changed.cpu().numpy())[0])  # pyright: ignore
+    boxes = [[axis.stop - axis.start for axis in region] for region in regions]
     return min(max(boxes, key=lambda box: math.prod(box))) if boxes else 0
 
 
@@ -316,7 +318,7 @@ def edit(
         raise UserError(
             f"the edited image is {tuple(y.shape)}, the source {tuple(x.shape)}: give equal sizes"
         )
-    side = change_side((x - y).abs().amax(0) > 0.02)
+    side = change_side((x - y).abs().amax(0) > CHANGED)
     settings = settings or defaults("edit", [_size(x)], side)
     guess = pyramid(y, settings.levels, settings.ratio)[-1]
     return coarse_to_fine([Source.of(x, settings)], [guess], _size(x), settings, on_level)[0]
@@ -389,13 +391,6 @@ def collage(
         outputs = coarse_to_fine(sources, [guess], size, settings, on_level)
         y = outputs[0].image
     return outputs[0]
-
-
-def shares(output: Output, sources: int) -> list[float]:
-    """Share of the output's patches that each source gave."""
-    return (
-        torch.bincount(output.places[..., 0].flatten(), minlength=sources) / output.places[..., 0].numel()
-    ).tolist()
 
 
 # ---- Holes
