@@ -192,7 +192,7 @@ def test_through_make(everything: Path, tmp_path: Path) -> None:
 
 
 def test_uv_by_path_and_by_another_process_name(everything: Path, tmp_path: Path) -> None:
-    assert paper(call(everything, f"{shlex.quote(uv())} run --package gamma train")) == "gamma"
+    assert paper(call(everything, f"{shlex.quote(str(uv()))} run --package gamma train")) == "gamma"
     (tmp_path / "uv.exe").symlink_to(uv())
     (tmp_path / "wrapped").symlink_to(uv())  # a launcher may rename the program and keep the first word
     assert paper(call(everything, f"{tmp_path}/uv.exe run --package gamma train")) == "gamma"

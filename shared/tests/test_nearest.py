@@ -120,6 +120,15 @@ def test_vectors(name, alpha, method):
     check(VECTORS[name](1), VECTORS[name](1)[:77], alpha, method=method)
 
 
+@pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("name", VECTORS)
+def test_first_look_in_either_precision(name, alpha, quick, monkeypatch):
+    """Whether this machine's bfloat16 is quick decides the time only."""
+    monkeypatch.setattr("paperkit._nearest_blocks.bfloat16_is_quick", lambda: quick)
+    check(VECTORS[name](1), VECTORS[name](2), alpha, method="blocks")
+
+
 def tiled(seed: int) -> torch.Tensor:
     return smooth(3, 8, 8, seed).repeat(1, 3, 3)
 
@@ -244,6 +253,22 @@ def test_neither_memory_nor_threads_nor_seeds_matter(alpha, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("alpha", [math.inf, 1e-2])
+def test_shares_of_several_threads(alpha, method):
+    """Enough queries for each thread to take a share of its own; guesses and thread count come through."""
+    q, k = torch.rand(2500, 6, generator=generator(1)), torch.rand(300, 6, generator=generator(2))
+    seeds = torch.randint(-2, 310, (2500, 2), generator=generator(3))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        check(q, k, alpha, seeds=seeds, method=method)
+        check(k, q, alpha, reverse_seeds=seeds, method=method)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_index_serves_many_searches(method):
     k = Patches(smooth(3, 20, 22, 2), 5)
     index = Index(k, method=method)
@@ -253,6 +278,21 @@ def test_index_serves_many_searches(method):
             result = index.search(q, alpha)
             expected, _, _ = brute(unfolded(q.image, q.window), unfolded(k.image, k.window), alpha)
             np.testing.assert_array_equal(result.index.numpy(), expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("alpha", [math.inf, 1e-2])
+def test_queries_of_other_scales_than_the_keys(alpha, method):
+    """The unit of the fast stage follows the larger side, in one index too."""
+    k = 0.4 * torch.rand(90, 24, generator=generator(1), dtype=torch.float64)
+    q = torch.rand(70, 24, generator=generator(2), dtype=torch.float64)
+    index = Index(k, method=method)
+    for scale in (0.1, 0.6, 1.0, 1e12, 1e-12, 1e30, 1.0, 1e-30):
+        expected, _, score = brute(scale * q, k, alpha)
+        result = index.search(scale * q, alpha)
+        np.testing.assert_array_equal(result.index.numpy(), expected)
+        np.testing.assert_array_equal(result.score.numpy(), score)
+        check(scale * q, 1e-40 * k, alpha, method=method)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -10,8 +10,11 @@ from ign.method import (
     Objective,
     Shared,
     applications,
+    attribute,
     distance,
     drift,
+    move,
+    path,
     self_conjugate,
     single_graph,
     smooth_clamp,
@@ -66,6 +69,56 @@ def test_each_loss_trains_its_own_application_only(which, objective, expected):
     net = Scale(0.7)
     found = gradient(net, lambda: engines(net)[which].step(x, z, objective))
     torch.testing.assert_close(found[0], expected(0.7, x, z), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("routing", "objective", "expected"),
+    [
+        # The outer w moves too: d/dw (w-1)^2 w^2 z^2 = 2 (w-1) w^2 z^2 + 2 (w-1)^2 w z^2
+        (
+            "idem_to_outer", Objective(0, 1, 0),
+            lambda w, z: (2 * (w - 1) * w**2 + 2 * (w - 1) ** 2 * w) * z.square().mean(),
+        ),
+        # The inner w moves too, the sign is L_tight's.
+        (
+            "tight_to_inner", Objective(0, 0, 1),
+            lambda w, z: -(2 * (w - 1) * w**2 + 2 * (w - 1) ** 2 * w) * z.square().mean(),
+        ),
+        # A wrong routing of one loss leaves the others right.
+        ("idem_to_outer", Objective(0, 0, 1), lambda w, z: -2 * (w - 1) * w**2 * z.square().mean()),
+        ("tight_to_inner", Objective(0, 1, 0), lambda w, z: 2 * (w - 1) ** 2 * w * z.square().mean()),
+    ],
+)  # fmt: skip
+def test_wrong_routings_of_the_ablation(routing, objective, expected):
+    x, z = batch(5, 1, 2, 2)
+    net = Scale(0.7)
+    naive = Naive(net, copy.deepcopy(net), routing)
+    found = gradient(net, lambda: naive.step(x, z, objective))
+    torch.testing.assert_close(found[0], expected(0.7, z), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_players_share_out_the_losses(which):
+    """A: rec and tight; B: idem. Their gradients at one point add up to the joint one."""
+    x, z = batch(5, 1, 2, 2)
+    net, objective = Scale(0.7), Objective(2.0, 3.0, 0.4)
+    a, b = objective.players()
+    assert (a.rec, a.idem, a.tight) == (2.0, 0.0, 0.4)
+    assert (b.rec, b.idem, b.tight) == (0.0, 3.0, 0.0)
+    apart = [gradient(net, lambda p=p: engines(net)[which].step(x, z, p)) for p in (a, b)]
+    whole = gradient(net, lambda: engines(net)[which].step(x, z, objective))
+    torch.testing.assert_close(apart[0] + apart[1], whole, rtol=1e-12, atol=0)
+    torch.testing.assert_close(apart[1][0], 6 * (0.7 - 1) ** 2 * 0.7 * z.square().mean())
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_reconstruction_of_another_target(which):
+    """D(w x, t): d/dw = 2 x (w x - t)."""
+    x, z = batch(5, 1, 2, 2)
+    target = batch(5, 1, 2, 2, seed=1)[0]
+    net = Scale(0.7)
+    found = gradient(net, lambda: engines(net)[which].step(x, z, Objective(1, 0, 0), target))
+    torch.testing.assert_close(found[0], (2 * x * (0.7 * x - target)).mean(), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
@@ -166,6 +219,49 @@ def test_applications_and_drift():
     y = torch.full((2, 1, 1, 1), 8.0, dtype=torch.float64)
     assert [each.flatten()[0].item() for each in applications(net, y, 3)] == [4.0, 2.0, 1.0]
     assert drift(net, y).tolist() == [16.0, 16.0]
+
+
+# ---- moving in noise space
+
+
+def test_a_straight_path_is_even_and_ends_where_it_should():
+    a, b = batch(3, 2, 4, 4)
+    points = path(a, b, 5)
+    assert points.shape == (3, 5, 2, 4, 4)
+    torch.testing.assert_close(points[:, 2], (a + b) / 2)
+    torch.testing.assert_close(points[:, 0], a)
+    torch.testing.assert_close(points[:, -1], b)
+
+
+def test_an_arc_keeps_length_and_turns_evenly():
+    a, b = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([[0.0, 2.0]]).double()
+    angle = torch.linspace(0, torch.pi / 2, 4).double()
+    expected = 2 * torch.stack([angle.cos(), angle.sin()], 1)[None]
+    torch.testing.assert_close(path(a, b, 4, spherical=True), expected)
+
+
+def test_an_arc_between_equal_points_stays_there():
+    a = batch(2, 1, 3, 3)[1]
+    torch.testing.assert_close(path(a, a, 3, spherical=True)[:, 1], a, rtol=1e-3, atol=0)
+
+
+def test_middle_of_a_path_between_noises():
+    a, b = torch.randn(2, 4000, 16, generator=torch.Generator().manual_seed(0)).double()
+    assert float(path(a, b, 3)[:, 1].var()) == pytest.approx(0.5, rel=0.03)
+    assert float(path(a, b, 3, spherical=True)[:, 1].var()) == pytest.approx(1.0, rel=0.03)
+
+
+def test_attribute_is_the_unit_difference_of_means():
+    having = torch.tensor([[3.0, 1.0], [5.0, 1.0]])
+    lacking = torch.tensor([[0.0, 1.0], [0.0, -1.0], [0.0, -6.0]])
+    assert attribute(having, lacking).tolist() == pytest.approx([0.8, 0.6])
+
+
+def test_moving_keeps_the_length_of_the_noise():
+    z = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
+    moved = move(z, torch.tensor([0.0, 1.0]), 1e6)
+    torch.testing.assert_close(moved, torch.tensor([[0.0, 5.0], [0.0, 2.0]]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(move(z, torch.tensor([0.0, 1.0]), 0.0), z)
 
 
 # ---- noise

@@ -2,7 +2,18 @@
 
 import pytest
 import torch
-from ign.model import Network, RoleNorm, build, estimate_statistics, update_average
+from ign.config import TrainConfig
+from ign.model import (
+    Network,
+    RoleNorm,
+    UNet,
+    batch_statistics,
+    build,
+    copy_statistics,
+    estimate_statistics,
+    network,
+    update_average,
+)
 from paperkit import UserError
 from torch import nn
 
@@ -11,13 +22,52 @@ from torch import nn
 @pytest.mark.parametrize(
     ("kind", "shape"),
     [("mlp", (1, 8, 8)), ("mlp", (3, 5, 7)), ("hybrid", (1, 28, 28)), ("hybrid", (3, 8, 12)),
-     ("dcgan", (1, 28, 28)), ("dcgan", (3, 32, 32)), ("dcgan", (3, 64, 64)), ("dcgan", (1, 8, 8))],
+     ("dcgan", (1, 28, 28)), ("dcgan", (3, 32, 32)), ("dcgan", (3, 64, 64)), ("dcgan", (1, 8, 8)),
+     ("unet", (1, 8, 8)), ("unet", (3, 12, 20))],
 )  # fmt: skip
-def test_maps_data_space_to_itself(kind, shape, norm):
-    net = build(kind, shape, 4, 6, norm)
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_maps_data_space_to_itself(kind, shape, norm, dropout):
+    net = build(kind, shape, 4, 6, norm, dropout=dropout)
     out = net(torch.randn(3, *shape), ("x",))
     assert out.shape == (3, *shape)
     assert out.abs().max() <= 1
+
+
+def test_unet_has_the_documented_widths_and_skips():
+    net = build("unet", (3, 12, 16), 8, 5)
+    assert isinstance(net, UNet)
+    convs = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    assert [(m.in_channels, m.out_channels) for m in convs] == [
+        (3, 8), (8, 16), (16, 32), (64, 16), (32, 8), (16, 3),
+    ]  # fmt: skip
+    assert [m.out_features for m in net.modules() if isinstance(m, nn.Linear)] == [5, 32 * 3 * 4]
+    assert [m.weight.numel() for m in net.norms()] == [16, 32, 32 * 3 * 4, 16, 8]
+
+
+def test_unet_sees_its_input_past_the_code():
+    """With the middle cut off, the output still depends on the input: through the skips."""
+    torch.manual_seed(0)
+    net = build("unet", (1, 8, 8), 4, 3, "none")
+    nn.init.zeros_(net.middle[1].weight)
+    one, other = net(torch.zeros(1, 1, 8, 8), ("x",)), net(torch.ones(1, 1, 8, 8), ("x",))
+    assert float((one - other).detach().abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "whole", "single"), [("mlp", 0, 4), ("hybrid", 3, 3), ("dcgan", 3, 0), ("unet", 5, 1)]
+)
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_dropout_follows_every_hidden_activation(kind, whole, single, norm):
+    side = 16 if kind == "dcgan" else 8
+    net = build(kind, (1, side, side), 4, 6, norm, dropout=0.3)
+    hidden = [m for m in net.modules() if isinstance(m, nn.Dropout | nn.Dropout2d)]
+    maps = [m for m in hidden if isinstance(m, nn.Dropout2d)]
+    if kind == "dcgan":
+        whole = len([m for m in net.encoder if isinstance(m, nn.LeakyReLU)]) + len(
+            [m for m in net.decoder if isinstance(m, nn.ReLU)]
+        )
+    assert (len(maps), len(hidden) - len(maps)) == (whole, single)
+    assert {m.p for m in hidden} == {0.3}
 
 
 def test_paper_network_has_the_widths_of_appendix_c():
@@ -48,6 +98,7 @@ def test_dcgan_initialisation():
     ("kind", "shape", "word"),
     [
         ("hybrid", (1, 10, 10), "divisible by 4"),
+        ("unet", (1, 8, 10), "divisible by 4"),
         ("dcgan", (1, 28, 32), "square"),
         ("dcgan", (1, 40, 40), "28, 32"),
     ],
@@ -96,6 +147,35 @@ def test_common_statistics_when_not_split():
     norm.eval()
     h = torch.randn(4, 2)
     torch.testing.assert_close(norm(h, ("x",)), norm(h, ("z",)))
+
+
+def test_common_statistics_are_those_of_batch_norm_in_training():
+    """What `statistics: common` accumulates over x, z and f(z) is what the framework's layer does."""
+    ours, theirs = network(TrainConfig(statistics="common"), (1, 4, 4)).norms()[0], nn.BatchNorm1d(256)
+    assert (ours.split, ours.momentum) == (False, 0.1)
+    for seed, role in enumerate(("x", "z", "fz", "x")):
+        h = torch.randn(6, 256, generator=torch.Generator().manual_seed(seed)) * 2 + seed
+        torch.testing.assert_close(ours(h, (role,)), theirs(h))
+    ours.eval(), theirs.eval()
+    torch.testing.assert_close(ours(h, ("z",)), theirs(h))
+    other = RoleNorm(256, split=False)
+    copy_statistics(other, ours)
+    assert torch.equal(other.mean, ours.mean)
+
+
+def test_batch_statistics_keep_nothing_and_drop_nothing():
+    net = build("mlp", (1, 4, 4), 8, 2, dropout=0.5).eval()
+    for norm in net.norms():
+        norm.momentum = 0.1
+    x = torch.randn(6, 1, 4, 4)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with batch_statistics(net):
+        inside = net(x, ("x",))
+        torch.testing.assert_close(net(x, ("x",)), inside)
+    assert not any(module.training for module in net.modules())
+    assert {norm.momentum for norm in net.norms()} == {0.1}
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert float((inside - net(x, ("x",))).detach().abs().max()) > 1e-3
 
 
 @torch.no_grad()

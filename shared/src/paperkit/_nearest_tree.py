@@ -6,15 +6,15 @@ the extra `nearest`.
 A row x (centred on the keys' mean, scaled by a power of two) gets 16 coordinates: its products with the keys'
 first 15 principal directions B, and the norm of what they leave. Distances between coordinates never exceed
 distances between rows. A balanced tree over the coordinates skips the keys that are farther away in them than
-the best score so far (gpnn spec 11.4). A key that is near enough is looked at with 15 more directions, and the
-norm of what all 30 leave; every key that is still near enough is scored in float64.
+the best score so far (gpnn spec 11.4). A key that is near enough is looked at with 15 more directions, and
+the norm of what all 30 leave; every key that is still near enough is scored in float64.
 
-Rounding, for a row with a = |x| and u = 2^-53 (`Space.error`): float64 sums of d products give 31 coordinates
-to 6 (d + 3) u a; B is within `defect` = |B'B - I| of an orthonormal matrix; the square of a residual norm is off
-by ((2 d + 90) u + 4 defect) a^2, hence the norm by the root of that; storing as float32 adds 2^-24 a. A distance
-of coordinates is off by the sum e of both rows' errors, and its square, a float32 sum of at most 33 squares of
-differences, none above it, relatively by less than 2^-18. So no key above (sqrt(best) + e)^2 (1 + 2^-18) can
-win (`limit_of`).
+Rounding, for a row with a = |x| and u = 2^-53 (`Space.error`): float64 sums of d products give 30 coordinates
+to 6 (d + 3) u a; B is within `defect` = |B'B - I| of an orthonormal matrix; the square of a residual norm is
+off by ((2 d + 90) u + 4 defect) a^2, hence the norm by the root of that; storing as float32 adds 2^-24 a. A
+distance of coordinates is off by the sum e of both rows' errors, and its square, a float32 sum of at most 33
+squares of differences, none above it, relatively by less than 2^-18. So no key above
+(sqrt(best) + e)^2 (1 + 2^-18) can win (`limit_of`).
 """
 
 import inspect
@@ -80,6 +80,9 @@ class Weight(NamedTuple):
 
 # ---- Compiled parts
 
+# Loops over 16 numbers take the length from the array: a loop of known length is unrolled before vector
+# instructions are considered (measured: 8 instead of 15 ns for a box, 34 instead of 89 ns for a leaf).
+
 
 @loose
 def project(rows, start, stop, center, unit, basis, out):
@@ -92,7 +95,7 @@ def project(rows, start, stop, center, unit, basis, out):
         for t in range(len(offset)):
             value = (data[origin[i] + offset[t]] - center[t]) * unit
             square += value * value
-            for a in range(2 * AXES):
+            for a in range(len(sums)):
                 sums[a] += value * basis[t, a]
         rest = square
         for a in range(2 * AXES):
@@ -179,7 +182,7 @@ def distance(queries, i, keys, j, buffer):
 def box_distance(box, node, query):
     """Squared distance of the query's coordinates from a box."""
     total = np.float32(0)
-    for a in range(AXES):
+    for a in range(box.shape[2]):
         out = max(box[node, 0, a] - query[a], query[a] - box[node, 1, a])
         out = max(out, np.float32(0))
         total += out * out
@@ -189,19 +192,22 @@ def box_distance(box, node, query):
 @loose
 def leaf_distances(coordinate, leaf, query, out):
     """Squared distances of the query's coordinates from those of a leaf's rows."""
-    out[:] = 0
-    for a in range(AXES):
-        for n in range(LEAF):
-            apart = coordinate[leaf, a, n] - query[a]
-            out[n] += apart * apart
+    size = coordinate.shape[2]
+    for n in range(size):
+        out[n] = 0
+    for a in range(0, AXES, 4):  # four axes at a time: fewer passes over `out`
+        for n in range(size):
+            one, two = coordinate[leaf, a, n] - query[a], coordinate[leaf, a + 1, n] - query[a + 1]
+            three, four = coordinate[leaf, a + 2, n] - query[a + 2], coordinate[leaf, a + 3, n] - query[a + 3]
+            out[n] += one * one + two * two + (three * three + four * four)
 
 
 @loose
 def second_look(bound, one, two):
-    """The squared distance `bound` in the first coordinates, with the second ones in place of the residual."""
+    """The squared distance `bound` of first coordinates, with the second ones in place of the residual."""
     residual = one[AXES - 1] - two[AXES - 1]
     total = np.float32(0)
-    for a in range(AXES, 2 * AXES):
+    for a in range(AXES, len(one)):
         apart = one[a] - two[a]
         total += apart * apart
     return bound - residual * residual + total
@@ -353,7 +359,7 @@ class Space:
     def __init__(self, keys: "Items", power: int) -> None:
         sample = keys.sample(4096).double()
         mean = sample.mean(0)
-        self.unit = 2.0**-power
+        self.power, self.unit = power, 2.0**-power
         sample = (sample - mean) * self.unit
         kept = min(2 * (AXES - 1), keys.width)
         vectors = torch.linalg.eigh(sample.T @ sample).eigenvectors[:, -kept:].flip(1)
@@ -366,10 +372,12 @@ class Space:
         self.basis[:, :first] = vectors[:, :first].numpy()
         self.basis[:, AXES : AXES + kept - first] = vectors[:, first:].numpy()
 
-    def points(self, rows: Rows) -> np.ndarray:
+    def points(self, rows: Rows, threads: int) -> np.ndarray:
         """Coordinates of all rows (row, 2 AXES): for the tree, and for the second look."""
         out = np.empty((len(rows.origin), 2 * AXES), np.float32)
-        parallel(len(out), 4096, lambda a, b: project(rows, a, b, self.center, self.unit, self.basis, out))
+        parallel(
+            len(out), 4096, threads, lambda a, b: project(rows, a, b, self.center, self.unit, self.basis, out)
+        )
         return out
 
 
@@ -397,10 +405,10 @@ def weigh(tree: Tree, scale: np.ndarray | None, least: np.ndarray | None, unit: 
     return Weight(scale, place, node)
 
 
-def parallel(count: int, chunk: int, call: Callable[[int, int], None]) -> None:
-    """call(start, stop) over chunks, by as many Python threads as torch uses: nobody spins at a barrier."""
+def parallel(count: int, chunk: int, threads: int, call: Callable[[int, int], None]) -> None:
+    """call(start, stop) over chunks by threads of Python: nobody spins at a barrier."""
     starts = range(0, count, chunk)
-    threads = min(torch.get_num_threads(), len(starts))
+    threads = min(threads, len(starts))
     if threads < 2:
         for start in starts:
             call(start, min(start + chunk, count))
@@ -422,10 +430,10 @@ def steps_between(queries: "Items", keys: "Items") -> np.ndarray:
 class Planted:
     """Rows with their coordinates; the tree over them grows when it is first needed."""
 
-    def __init__(self, items: "Items", space: Space) -> None:
-        self.items, self.space = items, space
+    def __init__(self, items: "Items", space: Space, threads: int) -> None:
+        self.items, self.space, self.threads = items, space, threads
         self.rows = table(items)
-        self.points = space.points(self.rows)
+        self.points = space.points(self.rows, threads)
         self.longest = 1.001 * float(np.sqrt(np.einsum("na,na->n", *[self.points[:, :AXES]] * 2).max()))
         self._tree: Tree | None = None
 
@@ -457,13 +465,16 @@ def search_tree(
     guesses = np.empty((count, 0), np.int64) if guesses is None else np.ascontiguousarray(guesses)
     steps = steps_between(queries.items, keys.items)
     error = np.array([keys.space.error, keys.longest])
+    a, b = queries.rows, keys.rows
+    if a.data.dtype != b.data.dtype:  # one compilation for each precision, not for each pair
+        a, b = a._replace(data=a.data.astype(np.float64)), b._replace(data=b.data.astype(np.float64))
     best, slot = np.full(count, np.inf), np.zeros(count, np.int64)
     work = np.zeros(3, np.int64)
 
     def run(start: int, stop: int) -> None:
         done = np.zeros(3, np.int64)
         search(
-            queries.rows, keys.rows, queries.points, keys.points, start, stop, steps, guesses, slots, lookup,
+            a, b, queries.points, keys.points, start, stop, steps, guesses, slots, lookup,
             keys.tree, weight, unit, error, best, slot, done,
         )  # fmt: skip
         np.add(work, done, out=work)
@@ -475,5 +486,5 @@ def search_tree(
         row = (
             queries.items.grid[-1] if queries.items.slots is None and queries.items.patches is not None else 0
         )
-        parallel(count, max(512, 8 * row), run)
+        parallel(count, max(512, 8 * row), queries.threads, run)
     return best, slot, work

@@ -8,6 +8,7 @@ and exit with 1.
 
 import contextlib
 import dataclasses
+import errno
 import importlib
 import io
 import itertools
@@ -68,7 +69,7 @@ def main(paper: Paper, argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         _main(paper, words)
-        _flush()
+        sys.stdout.flush()
         return 0
     except UserError as error:
         print(f"{paper.name}: {' '.join(str(error).split())}", file=sys.stderr)
@@ -83,16 +84,12 @@ def main(paper: Paper, argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _discard_output()  # `| head`: nothing more can be said
         return 141
-
-
-def _flush() -> None:
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
     except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
         _discard_output()
-        raise UserError(f"cannot write the output: {error.strerror}") from None
+        print(f"{paper.name}: cannot write the output: {error.strerror}", file=sys.stderr)
+        return 2
 
 
 def _discard_output() -> None:
@@ -252,6 +249,7 @@ def one_line(box: str, words: Sequence[str], config: type) -> str:
     if found := re.search(r"Error parsing (--\S+):", text):
         flag = found[1]
         takes = next((row.removeprefix(flag) for row in rows if row.startswith(f"{flag} ")), " another type")
+        takes = takes.replace("{None}|", "None or ")
         return f"{flag} takes{takes}, not {_given(words, flag)}"
     if text.startswith("Required options"):
         needed = [part.name for part in dataclasses.fields(config) if _is_required(part)]

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -83,9 +84,10 @@ def fit(
 
 
 def _shrink(image: Tensor, size: int) -> Tensor:
-    from torchvision.transforms.v2 import functional as F  # here: importing torchvision takes seconds
+    # Here: importing torchvision takes seconds.
+    from torchvision.transforms.v2.functional import center_crop, resize
 
-    return F.center_crop(F.resize(image, [size], antialias=True), [size, size])
+    return center_crop(resize(image, [size], antialias=True), [size, size])
 
 
 def _grey(image: Tensor) -> Tensor:
@@ -255,18 +257,19 @@ def grid(
     default images below 32 pixels are enlarged to 32 or more. Raises `UserError` for no images or sizes below
     1.
     """
-    from torchvision.utils import make_grid  # here: importing torchvision takes seconds
-
     tiles = stack(images, low, high)
     columns = columns if columns is not None else int(np.ceil(np.sqrt(len(tiles))))
     check_positive(columns=columns)
     if pad < 0:
         raise UserError(f"pad must be at least 0, got {pad}")
     tiles = enlarge(tiles, scale if scale is not None else _scale_to(tiles, 32))
-    if len(tiles) == 1:  # make_grid returns a single image bare
-        colour = tiles[0].expand(3, -1, -1) if tiles.shape[1] == 1 else tiles[0]
-        return torch.nn.functional.pad(colour, (pad,) * 4, value=background)
-    return make_grid(tiles, nrow=columns, padding=pad, pad_value=background)
+    columns = min(columns, len(tiles))
+    # Every tile has its padding at the left and above, the sheet the last ones at the right and below.
+    colour = tiles.expand(-1, 3, -1, -1) if tiles.shape[1] == 1 else tiles
+    framed = F.pad(colour, (pad, 0, pad, 0), value=background)
+    empty = framed.new_full((-len(tiles) % columns, *framed.shape[1:]), background)
+    sheet = rearrange(torch.cat([framed, empty]), "(g k) c h w -> c (g h) (k w)", k=columns)
+    return F.pad(sheet, (0, pad, 0, pad), value=background)
 
 
 def _scale_to(tiles: UInt8[Tensor, "n c h w"], least: int) -> int:

@@ -13,8 +13,11 @@ memory budget nor on threads, device, seeds or method: a fast stage only propose
 error bound (see `_nearest_blocks` and `_nearest_tree`), and every candidate is scored in float64.
 """
 
+import contextlib
+import copy
 import importlib.util
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -126,7 +129,7 @@ class Index:
     """Keys made ready for several searches.
 
     `key_mask` excludes keys (False), `memory` is the working memory of a search in bytes, beyond inputs,
-    outputs and tree (default 64 MiB; 1 GiB on a GPU). `method`: "blocks" compares all pairs by matrix
+    outputs and tree (default 128 MiB; 1 GiB on a GPU). `method`: "blocks" compares all pairs by matrix
     products; "tree" (CPU, extra `nearest`) skips most pairs; "auto" estimates which is quicker for the data.
     """
 
@@ -138,21 +141,24 @@ class Index:
         memory: int | None = None,
         method: Method | str = "auto",
     ) -> None:
-        items = Items(keys, "keys")
         if method not in ("auto", "blocks", "tree"):
             raise UserError(f'unknown method {method!r}: use "auto", "blocks" or "tree"')
         if memory is not None and memory < 2**16:
             raise UserError(f"memory of {memory} bytes is too small: give at least 65536")
+        with _one_torch_thread():
+            self._prepare(Items(keys, "keys"), key_mask, memory, method)
+
+    def _prepare(self, items: "Items", key_mask: Tensor | None, memory: int | None, method: str) -> None:
         if key_mask is not None and key_mask.shape != (items.count,):
             raise UserError(
                 f"key_mask of {tuple(key_mask.shape)} for {items.count} keys: give one bit per key"
             )
         self.count = items.count
-        self.memory = memory or (2**30 if items.device.type == "cuda" else 2**26)
+        self.memory = memory or (2**30 if items.device.type == "cuda" else 2**27)
         self.method = _available(method, items.device)
-        valid = keys.valid() if isinstance(keys, Patches) else None
-        masks = [mask for mask in (valid, key_mask) if mask is not None]
-        slots = torch.stack(masks).all(0).nonzero()[:, 0].to(items.device) if masks else None
+        valid = None if items.patches is None else items.patches.valid()
+        masks = [mask.to(items.device) for mask in (valid, key_mask) if mask is not None]
+        slots = torch.stack(masks).all(0).nonzero()[:, 0] if masks else None
         if slots is not None and not len(slots):
             raise UserError("the mask leaves no key: no patch lies wholly inside it")
         self.keys = items.only(slots).distinct()
@@ -175,7 +181,13 @@ class Index:
             raise UserError(f"alpha must be positive (at least {1 / LARGEST:g}, or inf), got {alpha}")
         if isinstance(queries, Patches) and queries.mask is not None:
             raise UserError("queries take no mask: every query gets its nearest key; mask the keys instead")
-        items = Items(queries, "queries")
+        with _one_torch_thread() as threads:
+            self.threads = threads
+            return self._search(Items(queries, "queries"), alpha, seeds, reverse_seeds)
+
+    def _search(
+        self, items: "Items", alpha: float, seeds: Tensor | None, reverse_seeds: Tensor | None
+    ) -> Nearest:
         if (items.width, items.device) != (self.keys.width, self.keys.device):
             raise UserError(
                 f"queries of {items.width} numbers on {items.device}, keys of {self.keys.width} on "
@@ -201,57 +213,63 @@ class Index:
         least: Tensor | None,
         guesses: Tensor | None,
     ) -> "Best":
-        from paperkit._nearest_blocks import Blocks
+        from paperkit._nearest_blocks import search_blocks
 
-        return Blocks(queries, keys, scale, self.memory).search(guesses)
+        return search_blocks(queries, keys, scale, guesses, self.memory, self.threads)
 
-    def _planted(self, items: "Items") -> "Planted":
-        """Coordinates of keys (kept) or of queries, in a unit that suits both."""
+    def _tree_for(self, queries: "Items") -> "Planted":
+        """The keys' coordinates and tree, in a unit (a power of two) that keeps the queries' in range too."""
         from paperkit._nearest_tree import Planted, Space
 
-        # Powers of two in steps of 32: the keys' tree is seldom made again for other queries.
-        power = 32 * math.ceil(math.frexp(2 * max(items.largest, self.keys.largest))[1] / 32)
-        if self._tree is None or self._tree.space.unit != 2.0**-power:
-            self._tree = Planted(self.keys, Space(self.keys, max(power, -64)))
-        return self._tree if items is self.keys else Planted(items, self._tree.space)
+        # Steps of 32 powers, never down again: the tree is seldom made anew for other queries.
+        power = max(-64, 32 * math.ceil(math.frexp(2 * max(queries.largest, self.keys.largest))[1] / 32))
+        if self._tree is None or self._tree.space.power < power:
+            self._tree = Planted(self.keys, Space(self.keys, power), self.threads)
+        return self._tree
 
     def _tree_pays(self, queries: "Items") -> bool:
         """Whether the tree is asked for, or quicker as far as the work of a few queries tells."""
-        if self.method != "auto":
+        if self.method != "auto" or queries.count * self.keys.count < SMALL:
             return self.method == "tree"
-        if queries.count * self.keys.count < SMALL:
-            return False
-        from paperkit._nearest_tree import search_tree
+        from paperkit._nearest_tree import Planted, search_tree
 
-        some = queries.only(torch.arange(0, queries.count, max(1, queries.count // 64)))
-        _, _, work = search_tree(self._planted(some), self._planted(self.keys))
-        nanoseconds = (
-            sum(n * each for n, each in zip(work.tolist(), TREE_NANOSECONDS, strict=True)) / some.count
-        )
-        return nanoseconds < self.keys.count * self.keys.width * BLOCKS_NANOSECONDS
+        keys = self._tree_for(queries)
+        some = queries.only(torch.arange(0, queries.count, max(1, queries.count // 16)))
+        _, _, work = search_tree(Planted(some, keys.space, self.threads), keys)
+        time = sum(n * each for n, each in zip(work.tolist(), TREE_NANOSECONDS, strict=True))
+        return time < some.count * self.keys.count * self.keys.width * BLOCKS_NANOSECONDS
 
-    def _tree_search(self, queries: "Items"):
+    def _tree_search(self, queries: "Items") -> Callable[..., "Best"]:
         """Search by the tree, as `_blocks_search` does by blocks."""
         from paperkit._nearest_tree import Planted, search_tree
 
-        known = {id(self.keys): self._planted(self.keys), id(queries): self._planted(queries)}
+        keys = self._tree_for(queries)
+        known = {id(self.keys): keys, id(queries): Planted(queries, keys.space, self.threads)}
 
-        def search(
-            queries: "Items",
-            keys: "Items",
-            scale: Tensor | None,
-            least: Tensor | None,
-            guesses: Tensor | None,
-        ) -> "Best":
+        def search(queries: Items, keys: Items, *arrays: Tensor | None) -> Best:
             space = known[id(self.keys)].space
-            q, k = (known.get(id(items)) or Planted(items, space) for items in (queries, keys))
-            arrays = [None if x is None else x.numpy() for x in (scale, least, guesses)]
-            best = Best(queries, keys, scale)
-            score, slot, _ = search_tree(q, k, *arrays)
+            q, k = (known.get(id(items)) or Planted(items, space, self.threads) for items in (queries, keys))
+            best = Best(queries, keys, arrays[0])
+            score, slot, _ = search_tree(q, k, *[None if x is None else x.numpy() for x in arrays])
             best.score, best.slot = torch.from_numpy(score), torch.from_numpy(slot)
             return best
 
         return search
+
+
+@contextlib.contextmanager
+def _one_torch_thread() -> Iterator[int]:
+    """Torch's operations in one thread; the number of threads that it had, for threads of Python.
+
+    Many small operations, each with a barrier at which OpenMP's threads spin, lose more than they win, above
+    all on a machine that others use too (gpnn spec 11.2).
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _guesses(seeds: Tensor | None, count: int, name: str) -> Int64[Tensor, "n s"] | None:
@@ -293,7 +311,7 @@ class Items:
     methods are numbers among those that take part, `original` turns them into numbers of the source.
     """
 
-    def __init__(self, source: Tensor | Patches, name: str, slots: Tensor | None = None) -> None:
+    def __init__(self, source: Tensor | Patches, name: str) -> None:
         data = source.image if isinstance(source, Patches) else source
         if not data.is_floating_point():
             raise UserError(f"{name} must be floating-point numbers, got {data.dtype}: convert first")
@@ -301,20 +319,24 @@ class Items:
             raise UserError(f"{name} must have shape (count, d), none of them 0, got {tuple(data.shape)}")
         data = data.detach()
         self.data = data if data.dtype in (torch.float32, torch.float64) else data.float()
-        self.largest = float(self.data.abs().max())
-        if not self.largest <= LARGEST:
+        self.largest = max(abs(float(x)) for x in self.data.aminmax())
+        if not self.largest <= LARGEST:  # NaN is not
             raise UserError(f"{name} hold values that are not finite or above {LARGEST:g}: remove them first")
         self.patches = source if isinstance(source, Patches) else None
         self.view = _windows(self.data, source.window) if isinstance(source, Patches) else self.data
         self.grid = source.grid if isinstance(source, Patches) else (data.shape[0],)
         self.width = self.view.shape[len(self.grid) :].numel()
         self.device = data.device
-        self.source, self.name, self.slots = source, name, slots
-        self.count = math.prod(self.grid) if slots is None else len(slots)
+        self.slots: Tensor | None = None
+        self.count = math.prod(self.grid)
 
     def only(self, slots: Int64[Tensor, "n"] | None) -> "Items":
         """The same source, restricted to these of its rows."""
-        return self if slots is None else Items(self.source, self.name, self.original(slots))
+        if slots is None:
+            return self
+        part = copy.copy(self)
+        part.slots, part.count = self.original(slots), len(slots)
+        return part
 
     def original(self, index: Int64[Tensor, "n"]) -> Int64[Tensor, "n"]:
         """Numbers of the source."""

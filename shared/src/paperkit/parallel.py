@@ -6,19 +6,24 @@ gradient of its own rows of the global batch, and `average_gradients` makes it t
 
 import os
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
 from jaxtyping import Shaped
 from torch import Tensor
 
 from paperkit import UserError
 from paperkit.device import Device
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
-def launch(device: Device) -> Accelerator:
+
+def launch(device: Device) -> "Accelerator":
     """The Accelerator of this process on `device`. Precision stays with `Device.autocast`."""
+    from accelerate import Accelerator  # here: what only applies a trained network need not wait for it
+
     return Accelerator(cpu=device.device.type == "cpu", mixed_precision="no")
 
 

@@ -22,11 +22,35 @@ PAPER = Paper(
             describe="ign.train:describe",
         ),
         "generate": Verb("New images from noise.", "ign.generate:generate", config.GenerateConfig),
-        "project": Verb("Images onto the learned manifold.", "ign.generate:project", config.ProjectConfig),
+        "interpolate": Verb(
+            "Paths from sample to sample, linear and spherical in noise space.",
+            "ign.explore:interpolate",
+            config.InterpolateConfig,
+        ),
+        "arithmetic": Verb(
+            "Samples with an attribute added in noise space: thick minus thin, 7 minus 1.",
+            "ign.explore:arithmetic",
+            config.ArithmeticConfig,
+        ),
+        "project": Verb(
+            "Images onto the learned manifold, corrupted ones too.",
+            "ign.project:project",
+            config.ProjectConfig,
+        ),
+        "drift": Verb(
+            "How far images lie off the learned manifold: a score for being out of distribution.",
+            "ign.project:drift",
+            config.DriftConfig,
+        ),
         "evaluate": Verb(
             "Figures of a trained network against held-out data.",
             "ign.evaluate:evaluate",
             config.EvaluateConfig,
+        ),
+        "theorem": Verb(
+            "Play and draw the convergence theorem, in about a minute.",
+            "ign.theorem:playground",
+            config.TheoremConfig,
         ),
         "report": Verb(
             "One self-contained HTML page about a run.", "ign.evaluate:report", config.ReportConfig
@@ -35,6 +59,9 @@ PAPER = Paper(
             "Run a claim of the README again and write its result file.",
             "ign.reproduce:reproduce",
             config.ReproduceConfig,
+        ),
+        "bench": Verb(
+            "Time a benchmark again and write its result file.", "ign.bench:bench", config.BenchConfig
         ),
     },
 )

@@ -49,6 +49,14 @@ def batch(images_: Images, config: TrainConfig, step: int) -> Float[Tensor, "b c
     return x
 
 
+def jitter(x: Float[Tensor, "b c h w"], config: TrainConfig, step: int) -> Float[Tensor, "b c h w"]:
+    """The batch of a step with noise of deviation `config.jitter`, clipped to [-1, 1]."""
+    if not config.jitter:
+        return x
+    normal = rng.normal((config.batch, *x.shape[1:]), config.seed, step, "jitter")
+    return (x + config.jitter * parallel.shard(normal)).clamp(-1, 1)
+
+
 def white(noise: Noise, n: int, seed: int, step: int = 0, purpose: str = "noise") -> Float[Tensor, "n k h w"]:
     """Standard normal numbers for `n` draws of source noise, fixed by (seed, step, purpose)."""
     return rng.normal((n, noise.channels, *noise.shape[1:]), seed, step, purpose)

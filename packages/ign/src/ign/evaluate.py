@@ -23,19 +23,23 @@ COVERED = 0.01
 def quality(
     samples: Float[Tensor, "n c h w"], held_out: Float[Tensor, "m c h w"], judge_: Judge
 ) -> dict[str, float]:
-    """Readable share, classes covered, class entropy (1 = uniform), KID, precision and recall of samples.
+    """Readable share, the same balanced, classes covered, class entropy, KID, precision and recall.
 
-    KID (unbiased, cubic kernel), precision and recall (k = 5) are on the judge's features against held-out
-    images.
+    `balanced` counts each class up to its equal share only, so that one readable image repeated (which a
+    collapsed or untrained net gives) is worth 1 / classes. `entropy` is 1 for equal shares. KID (unbiased,
+    cubic kernel), precision and recall (k = 5) are on the judge's features against held-out images.
     """
     probabilities = judge_.probabilities(samples)
     confidence, label = probabilities.max(1)
+    readable = torch.bincount(label[confidence >= CONFIDENT], minlength=probabilities.shape[1]).double()
+    readable = readable / len(samples)
     share = torch.bincount(label, minlength=probabilities.shape[1]).double() / len(samples)
     entropy = -(share * share.clamp_min(1e-12).log()).sum() / math.log(len(share))
     real, fake = judge_.features(held_out), judge_.features(samples)
     overlap = metrics.precision_recall(real, fake, k=5)
     return {
-        "readable": float((confidence >= CONFIDENT).double().mean()),
+        "readable": float(readable.sum()),
+        "balanced": float(readable.clamp_max(1 / len(readable)).sum()),
         "classes": float((share >= COVERED).sum()),
         "entropy": float(entropy),
         "kid": metrics.kid(real, fake),
@@ -57,11 +61,13 @@ def geometry(
     flat, reference, real = samples.flatten(1), train.flatten(1), held_out.flatten(1)
     return {
         "diversity": float(torch.pdist(flat[:1000]).mean() / torch.pdist(real[:1000]).mean()),
-        "memorisation": float(_nearest(flat, reference).median() / _nearest(real, reference).median()),
+        "memorisation": float(
+            nearest_distance(flat, reference).median() / nearest_distance(real, reference).median()
+        ),
     }
 
 
-def _nearest(queries: Float[Tensor, "n d"], keys: Float[Tensor, "m d"]) -> Float[Tensor, " n"]:
+def nearest_distance(queries: Float[Tensor, "n d"], keys: Float[Tensor, "m d"]) -> Float[Tensor, " n"]:
     return torch.cat([torch.cdist(part, keys).amin(1) for part in queries.split(500)])
 
 

@@ -1,6 +1,7 @@
-"""A trained f as an object: sample, project, measure the drift. And the verbs `generate` and `project`."""
+"""A trained f as an object: sample, move in noise space, project, measure the drift. And `ign generate`."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,9 @@ from paperkit.run import atomic, checkpoints, fill, find, from_json, load_checkp
 from torch import Tensor
 
 from ign import data
-from ign.config import GenerateConfig, ProjectConfig, TrainConfig
-from ign.method import Metric, Noise, applications, drift
-from ign.model import Network
-from ign.train import network
+from ign.config import GenerateConfig, TrainConfig
+from ign.method import Metric, Noise, applications, attribute, drift, move, path
+from ign.model import Network, network
 
 CHUNK = 500
 """Images per forward pass; results do not depend on it, as the norms use stored statistics."""
@@ -38,8 +38,7 @@ class IGN:
 
         Raises `UserError` when the folder is missing, foreign or corrupt, or has no checkpoint yet.
         """
-        folder = find("ign", run)
-        config = from_json(TrainConfig, read_json(folder / "config.json"), str(folder / "config.json"))
+        folder, config = find("ign", run), trained(run)
         saved = checkpoints(folder)
         if not saved:
             raise UserError(f"{folder} has no checkpoint yet: wait for its first, or train another run")
@@ -71,13 +70,60 @@ class IGN:
 
     def source(self, n: int, seed: int = 0) -> Float[Tensor, "n c h w"]:
         """`n` draws of source noise z, fixed by the seed."""
+        return self.noise(self.white(n, seed))
+
+    def white(self, n: int, seed: int = 0) -> Float[Tensor, "n k h w"]:
+        """The standard normal numbers that `n` draws of source noise are made from."""
         if n < 1:
             raise UserError(f"n must be at least 1, not {n}")
-        return self.noise(data.white(self.noise, n, seed, 0, "sample").to(self.device))
+        return data.white(self.noise, n, seed, 0, "sample").to(self.device)
 
     def sample(self, n: int, k: int = 1, seed: int = 0) -> Float[Tensor, "n c h w"]:
         """`n` new images: f applied `k` times to noise fixed by the seed."""
         return self.apply(self.source(n, seed), k, "z")
+
+    def decode(self, white: Float[Tensor, "n k h w"], k: int = 1) -> Float[Tensor, "n c h w"]:
+        """f applied `k` times to the source noise that is made from these standard normal numbers."""
+        return self.apply(self.noise(white.to(self.device)), k, "z")
+
+    def interpolate(
+        self, n: int, count: int, spherical: bool = True, k: int = 1, seed: int = 0
+    ) -> Float[Tensor, "n m c h w"]:
+        """`n` paths of `count` images each, from one sample to another, both ends included.
+
+        The path runs between white numbers, so that a spherical one keeps the noise's distribution.
+        """
+        if count < 2:
+            raise UserError(f"a path needs at least 2 images, not {count}")
+        start, end = self.white(2 * n, seed).chunk(2)
+        points = path(start, end, count, spherical)
+        return self.decode(points.flatten(0, 1), k).unflatten(0, (n, count))
+
+    def attribute(
+        self, score: Callable[[Tensor], Tensor], n: int = 2000, share: float = 0.25, seed: int = 1
+    ) -> Float[Tensor, "k h w"]:
+        """The direction in white numbers along which `score` of the samples rises, of length 1.
+
+        Mean noise of the `share` of `n` samples that score highest, minus that of the lowest (section 4: a
+        minus b). `score` maps images (n, c, h, w) to (n,). Raises `UserError` when all samples score alike.
+        """
+        white = self.white(n, seed)
+        scores = score(self.decode(white).cpu())
+        if float(scores.max()) == float(scores.min()):
+            raise UserError("all samples score alike: the attribute has no direction here")
+        count = max(1, int(share * n))
+        order = scores.argsort().to(self.device)
+        return attribute(white[order[-count:]], white[order[:count]])
+
+    def vary(
+        self,
+        white: Float[Tensor, "n k h w"],
+        direction: Float[Tensor, "k h w"],
+        strength: float,
+        k: int = 1,
+    ) -> Float[Tensor, "n c h w"]:
+        """The samples of these numbers, moved by `strength` along an attribute's direction (c + a - b)."""
+        return self.decode(move(white.to(self.device), direction, strength), k)
 
     def project(self, x: Float[Tensor, "n c h w"], k: int = 1) -> Float[Tensor, "n c h w"]:
         """f applied `k` times to images: their projections onto the learned manifold."""
@@ -99,7 +145,13 @@ class IGN:
         )
 
 
-# ---- verbs -----------------------------------------------------------------------------------------------
+def trained(run: str | os.PathLike[str]) -> TrainConfig:
+    """The configuration that a run was trained with."""
+    path = find("ign", run) / "config.json"
+    return from_json(TrainConfig, read_json(path), str(path))
+
+
+# ---- the verb ----------------------------------------------------------------------------------------------
 
 
 def generate(config: GenerateConfig) -> Path:
@@ -109,39 +161,17 @@ def generate(config: GenerateConfig) -> Path:
     out = Path(config.out)
     images.write(out / "grid.png", images.grid(samples))
     few = ign.source(min(config.n, 12), config.seed)
-    strips = {"z": (few / 3).clamp(-1, 1).cpu()}
+    strips = {"z": visible(few)}
     for k, caption in enumerate(("f(z)", "f(f(z))", "f(f(f(z)))"), start=1):
         strips[caption] = ign.apply(few, k, "z").cpu()
     images.write(out / "rows.png", images.rows(strips))
     with atomic(out / "samples.npz") as stream:
         np.savez_compressed(stream, samples=images.to_uint8(samples).numpy(), seed=config.seed, k=config.k)
-    print(f"{config.n} images, f applied {config.k} time(s): {out / 'grid.png'}, rows.png, samples.npz")
+    times = "once" if config.k == 1 else f"{config.k} times"
+    print(f"{config.n} images, f applied {times}: {out / 'grid.png'}, rows.png, samples.npz")
     return out
 
 
-def project(config: ProjectConfig) -> Path:
-    """`ign project`: every input image through f, as PNG, and rows.png with input and applications."""
-    ign = IGN.load(config.run, config.device)
-    channels, height, width = ign.shape
-    named = _inputs(Path(config.input))
-    side = height if height == width else None
-    fitted = [images.fit(image, side, grey=channels == 1) for image in named.values()]
-    x = images.to_float(torch.stack(fitted))
-    if channels == 3 and x.shape[1] == 1:
-        x = x.expand(-1, 3, -1, -1)
-    projected = ign.project(x, config.k).cpu()
-    out = Path(config.out)
-    for name, image in zip(named, projected, strict=True):
-        images.write(out / Path(name).with_suffix(".png"), image)
-    shown = slice(0, 12)
-    strips = {"x": x[shown], "f(x)": ign.project(x[shown]).cpu(), "f(f(x))": ign.project(x[shown], 2).cpu()}
-    images.write(out / "rows.png", images.rows(strips))
-    drifts = ign.drift(x)
-    print(f"{len(x)} images projected into {out} (see rows.png); drift {drifts.mean():.4f} on average")
-    return out
-
-
-def _inputs(path: Path) -> dict[str, Tensor]:
-    if not path.exists():
-        raise UserError(f"{path} does not exist: name an image file or a folder of images")
-    return images.read_folder(path) if path.is_dir() else {path.name: images.read(path)}
+def visible(z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    """Noise for a picture: where it leaves [-1, 1] it is shown at less contrast, 3 deviations at most."""
+    return (z / max(1.0, 3 * float(z.std()))).clamp(-1, 1).cpu()

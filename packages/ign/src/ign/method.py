@@ -22,7 +22,7 @@ l_r d(x) + l_i d(f(z)) - (l_i + l_t) d(sg f(z)), sg = stop-gradient (`single_gra
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -30,6 +30,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 Metric = Literal["l1", "l2"]
+Routing = Literal["right", "idem_to_outer", "tight_to_inner"]
+"""Which applications the losses train; all but "right" are deliberate errors, for the ablation."""
 Roles = tuple[str, ...]
 """What the equal parts of a batch are: "x" (data), "z" (noise), "fz" (an output of f)."""
 
@@ -58,6 +60,10 @@ class Objective:
         if self.clamp_gradient and self.reference == "z":
             # With gradient the loss would pay for pushing f(z) away from z.
             raise ValueError("the clamp's level may carry gradient only with reference x")
+
+    def players(self) -> tuple["Objective", "Objective"]:
+        """The two players of the theorem, for alternating steps: A shapes the drift, B moves f(z)."""
+        return replace(self, idem=0.0), replace(self, rec=0.0, tight=0.0)
 
 
 @dataclass(frozen=True)
@@ -94,21 +100,33 @@ def tightness(
 
 # ---- one step's gradients, three ways ----------------------------------------------------------------------
 # Each engine adds the routed gradient to the parameters' .grad and returns the values; only costs differ.
+# x and z pair by index in the clamp. Where a `target` is given, L_rec is D(f(x), target): x may be noisy.
 
 
 class Naive:
-    """As every public implementation: a second network, refreshed each step, and four applications of f."""
+    """As every public implementation: a second network, refreshed each step, and four applications of f.
 
-    def __init__(self, net: nn.Module, copy: nn.Module):
-        self.net, self.frozen = net, copy.requires_grad_(False)
+    For the ablation alone, `routing` lets L_idem train the outer application too (`idem_to_outer`: it then
+    pulls the manifold out to f(z)), or L_tight the inner one (`tight_to_inner`: f(z) is pushed off it).
+    """
 
-    def step(self, x: Float[Tensor, "b ..."], z: Float[Tensor, "b ..."], objective: Objective) -> Losses:
-        """Add the gradient of the total loss on (x, z) to `.grad`; x and z pair by index in the clamp."""
+    def __init__(self, net: nn.Module, copy: nn.Module, routing: Routing = "right"):
+        self.net, self.frozen, self.routing = net, copy.requires_grad_(False), routing
+
+    def step(
+        self,
+        x: Float[Tensor, "b ..."],
+        z: Float[Tensor, "b ..."],
+        objective: Objective,
+        target: Float[Tensor, "b ..."] | None = None,
+    ) -> Losses:
+        """Add the gradient of the total loss on (x, z) to `.grad`."""
         self.frozen.load_state_dict(self.net.state_dict())
+        outer = self.net if self.routing == "idem_to_outer" else self.frozen
         fx, h = self.net(x, ("x",)), self.net(z, ("z",))
-        rec = distance(fx, x, objective.metric)
-        idem = distance(self.frozen(h, ("fz",)), h, objective.metric)
-        still = h.detach()
+        rec = distance(fx, x if target is None else target, objective.metric)
+        idem = distance(outer(h, ("fz",)), h, objective.metric)
+        still = h if self.routing == "tight_to_inner" else h.detach()
         outward = distance(self.net(still, ("fz",)), still, objective.metric)
         level = _level(rec, h, z, objective)
         tight = tightness(outward, level if objective.clamp_gradient else level.detach(), objective)
@@ -127,13 +145,19 @@ class Shared:
     def __init__(self, net: nn.Module, joint: bool = False):
         self.net, self.joint = net, joint
 
-    def step(self, x: Float[Tensor, "b ..."], z: Float[Tensor, "b ..."], objective: Objective) -> Losses:
-        """Add the gradient of the total loss on (x, z) to `.grad`; x and z pair by index in the clamp."""
+    def step(
+        self,
+        x: Float[Tensor, "b ..."],
+        z: Float[Tensor, "b ..."],
+        objective: Objective,
+        target: Float[Tensor, "b ..."] | None = None,
+    ) -> Losses:
+        """Add the gradient of the total loss on (x, z) to `.grad`."""
         if self.joint:
             fx, h = self.net(torch.cat([x, z]), ("x", "z")).chunk(2)
         else:
             fx, h = self.net(x, ("x",)), self.net(z, ("z",))
-        rec = distance(fx, x, objective.metric)
+        rec = distance(fx, x if target is None else target, objective.metric)
         y = h.detach().requires_grad_()
         outward = distance(self.net(y, ("fz",)), y, objective.metric)
         level = _level(rec, h, z, objective).detach().requires_grad_(objective.clamp_gradient)
@@ -199,6 +223,42 @@ def drift(
 ) -> Float[Tensor, " b"]:
     """d(y) = D(f(y), y) of each sample: 0 on the estimated manifold (section 2)."""
     return distance(net(y, (role,)), y, metric)
+
+
+# ---- moving in noise space, section 4 ----------------------------------------------------------------------
+
+
+def path(
+    a: Float[Tensor, "n ..."], b: Float[Tensor, "n ..."], count: int, spherical: bool = False
+) -> Float[Tensor, "n k ..."]:
+    """`count` points from each a to its b, both ends included: a straight line, or an arc about the origin.
+
+    Between independent Gaussian noises the line's middle has half their variance, the arc keeps it.
+    """
+    t = torch.linspace(0, 1, count, dtype=a.dtype, device=a.device)
+    if not spherical:
+        return torch.stack([torch.lerp(a, b, weight) for weight in t], 1)
+    cosine = torch.cosine_similarity(a.flatten(1), b.flatten(1)).clamp(-1 + 1e-6, 1 - 1e-6)
+    angle = cosine.acos().view(-1, *[1] * (a.ndim - 1))
+    return (
+        torch.stack([((1 - s) * angle).sin() * a + (s * angle).sin() * b for s in t], 1)
+        / angle.sin()[:, None]
+    )
+
+
+def attribute(having: Float[Tensor, "n ..."], lacking: Float[Tensor, "m ..."]) -> Float[Tensor, "..."]:
+    """The direction of an attribute: mean noise that gives it minus mean noise that does not, of length 1."""
+    direction = having.mean(0) - lacking.mean(0)
+    return direction / direction.norm()
+
+
+def move(
+    z: Float[Tensor, "n ..."], direction: Float[Tensor, "..."], strength: float
+) -> Float[Tensor, "n ..."]:
+    """z + strength * direction, brought back to the length of z, so that it stays likely noise."""
+    moved = z + strength * direction
+    lengths = z.flatten(1).norm(dim=1) / moved.flatten(1).norm(dim=1)
+    return moved * lengths.view(-1, *[1] * (z.ndim - 1))
 
 
 # ---- source noise, section 2 -------------------------------------------------------------------------------

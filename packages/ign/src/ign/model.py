@@ -4,7 +4,9 @@ One network sees three kinds of batches: data x, noise z and outputs f(z). `Role
 that keeps running statistics for each kind, since one common set fits none of them.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -13,9 +15,11 @@ from jaxtyping import Float
 from paperkit import UserError, parallel
 from torch import Tensor, nn
 
+from ign.config import TrainConfig
 from ign.method import Roles
 
 ROLES = ("x", "z", "fz")
+Kind = Literal["mlp", "hybrid", "dcgan", "unet"]
 Norm = Literal["batch", "group", "none"]
 Shape = tuple[int, int, int]
 
@@ -24,7 +28,7 @@ class RoleNorm(nn.Module):
     """Batch normalisation over all axes but the second, with running statistics for each role.
 
     In training each part of the batch is normalised by its own statistics, over all processes. `split=False`
-    keeps one common set of running statistics, as ordinary batch norm does.
+    keeps one common set of running statistics, as ordinary batch norm does, whichever batch comes along.
     """
 
     mean: Tensor
@@ -102,20 +106,53 @@ class Network(nn.Module):
         return [module for module in self.modules() if isinstance(module, RoleNorm)]
 
 
+class UNet(Network):
+    """f with skips: what the encoder saw at full and at half size stands beside what the decoder makes."""
+
+    def __init__(self, shape: Shape, levels: list[Stack], middle: Stack, ups: list[Stack]):
+        super().__init__(shape, Stack(), Stack())
+        self.levels, self.middle, self.ups = nn.ModuleList(levels), middle, nn.ModuleList(ups)
+
+    def forward(self, h: Float[Tensor, "b c h w"], roles: Roles) -> Float[Tensor, "b c h w"]:
+        """f of a batch whose equal consecutive parts have the given `roles`."""
+        seen = []
+        for level in self.levels:
+            h = level(h, roles)
+            seen.append(h)
+        h = self.middle(h, roles)
+        for up, skip in zip(self.ups, reversed(seen), strict=True):
+            h = up(torch.cat([h, skip], 1), roles)
+        return h
+
+
+def network(config: TrainConfig, shape: Shape) -> Network:
+    """The untrained network of a configuration for images of `shape`."""
+    net = build(config.net, shape, config.width, config.code, config.norm, config.init, config.dropout)
+    if config.statistics == "common":
+        for norm in net.norms():
+            norm.split, norm.momentum = False, 0.1
+    return net
+
+
 def build(
-    kind: Literal["mlp", "hybrid", "dcgan"],
+    kind: Kind,
     shape: Shape,
     width: int,
     code: int,
     norm: Norm = "batch",
     init: Literal["default", "dcgan"] = "default",
+    dropout: float = 0.0,
 ) -> Network:
     """A network by name: `width` channels (`mlp`: units) after the first layer, `code` numbers in the middle.
 
-    `init="dcgan"` draws weights from N(0, 0.02) with zero biases. Raises `UserError` for an image size that
-    the network cannot halve down to 4.
+    `init="dcgan"` draws weights from N(0, 0.02) with zero biases; `dropout` follows every hidden activation,
+    whole channels at a time where there are maps. Raises `UserError` for an image size that the network
+    cannot halve as often as it must.
     """
-    network = {"mlp": mlp, "hybrid": hybrid, "dcgan": dcgan}[kind](shape, width, code, norm)
+    network = {"mlp": mlp, "hybrid": hybrid, "dcgan": dcgan, "unet": unet}[kind](shape, width, code, norm)
+    if dropout:
+        for stack in [module for module in network.modules() if isinstance(module, Stack)]:
+            _drop(stack, dropout)
     if init == "dcgan":
         for module in network.modules():
             if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
@@ -200,6 +237,45 @@ def dcgan(shape: Shape, width: int, code: int, norm: Norm) -> Network:
     return Network(shape, encoder, Stack(*_conv(first, norm, nn.ReLU()), *up))
 
 
+def unet(shape: Shape, width: int, code: int, norm: Norm) -> UNet:
+    """Two halvings (`width`, 2 and 4 times as many channels), a fully connected code below them, and skips.
+
+    Any size divisible by 4. The skips at every size let it copy what it is given: nearly idempotent, but
+    samples are worse for it (a public re-implementation's figures on CelebA).
+    """
+    channels, height, breadth = shape
+    if height % 4 or breadth % 4:
+        raise UserError(f"net unet needs an image size divisible by 4, not {height}x{breadth}: set --size")
+    inner, plain = (4 * width, height // 4, breadth // 4), norm == "none"
+    leaky, relu = nn.LeakyReLU(0.2), nn.ReLU()
+    levels = [
+        Stack(nn.Conv2d(channels, width, 3, 1, 1), leaky),
+        Stack(*_conv(nn.Conv2d(width, 2 * width, 4, 2, 1, bias=plain), norm, leaky)),
+        Stack(*_conv(nn.Conv2d(2 * width, 4 * width, 4, 2, 1, bias=plain), norm, leaky)),
+    ]
+    middle = Stack(
+        nn.Flatten(),
+        nn.Linear(math.prod(inner), code),
+        *_linear(code, math.prod(inner), norm, relu),
+        nn.Unflatten(1, inner),
+    )
+    ups = [
+        Stack(*_conv(nn.ConvTranspose2d(8 * width, 2 * width, 4, 2, 1, bias=plain), norm, relu)),
+        Stack(*_conv(nn.ConvTranspose2d(4 * width, width, 4, 2, 1, bias=plain), norm, relu)),
+        Stack(nn.Conv2d(2 * width, channels, 3, 1, 1), nn.Tanh()),
+    ]
+    return UNet(shape, levels, middle, ups)
+
+
+def _drop(stack: Stack, share: float) -> None:
+    """Insert dropout behind every hidden activation of a stack."""
+    for index in reversed(range(len(stack))):
+        if isinstance(stack[index], nn.LeakyReLU | nn.ReLU):
+            before = list(stack)[max(index - 2, 0) : index]
+            maps = any(isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) for layer in before)
+            stack.insert(index + 1, nn.Dropout2d(share) if maps else nn.Dropout(share))
+
+
 def _linear(inputs: int, outputs: int, norm: Norm, activation: nn.Module) -> list[nn.Module]:
     return [nn.Linear(inputs, outputs), *_norm(outputs, norm), activation]
 
@@ -227,19 +303,38 @@ def update_average(average: nn.Module, net: nn.Module, decay: float) -> None:
 
 
 @torch.no_grad()
+def copy_statistics(average: nn.Module, net: nn.Module) -> None:
+    """Give the averaged weights the running statistics that the trained ones have gathered."""
+    for own, new in zip(average.buffers(), net.buffers(), strict=True):
+        own.copy_(new)
+
+
+@contextlib.contextmanager
+def batch_statistics(net: Network) -> Iterator[None]:
+    """Inside, each norm uses the statistics of the batch that it is given and keeps nothing; no dropout."""
+    modes = {module: module.training for module in net.modules()}
+    momenta = {norm: norm.momentum for norm in net.norms()}
+    net.eval()
+    for norm in momenta:
+        norm.training, norm.momentum = True, None
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for norm, momentum in momenta.items():
+            norm.momentum = momentum
+
+
+@torch.no_grad()
 def estimate_statistics(net: Network, pairs: list[tuple[Tensor, Tensor]]) -> None:
     """Set the running statistics of each role to the mean of batch statistics over (data, noise) batches.
 
     f(z) is fed to the third role with the batch statistics of the first application, as in training.
     """
-    norms = net.norms()
-    training = net.training
-    net.train()
-    for count, (x, z) in enumerate(pairs, start=1):
-        for norm in norms:
-            norm.momentum = 1.0 / count
-        net(x, ("x",))
-        net(net(z, ("z",)), ("fz",))
-    for norm in norms:
-        norm.momentum = None
-    net.train(training)
+    with batch_statistics(net):
+        for count, (x, z) in enumerate(pairs, start=1):
+            for norm in net.norms():
+                norm.momentum = 1.0 / count
+            net(x, ("x",))
+            net(net(z, ("z",)), ("fz",))

@@ -3,17 +3,26 @@
 import copy
 import time
 from pathlib import Path
+from typing import Literal
 
 import torch
 from paperkit import UserError, images, parallel, report, rng
 from paperkit.device import choose
-from paperkit.run import Run, RunOptions, fill
+from paperkit.run import Run, RunOptions, checkpoints, fill
 from torch import Tensor
 
 from ign import data
 from ign.config import TrainConfig
-from ign.method import Naive, Noise, Objective, Shared, applications
-from ign.model import Network, build, estimate_statistics, update_average
+from ign.method import Metric, Naive, Noise, Objective, Shared, applications
+from ign.model import (
+    Network,
+    batch_statistics,
+    copy_statistics,
+    estimate_statistics,
+    network,
+    update_average,
+)
+from ign.monitor import Look, look
 
 TITLE = "Idempotent Generative Network"
 STATISTICS = (16, 250)
@@ -40,9 +49,11 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
     noise = Noise(config.noise, train_set.shape).fit(train_set.floats().split(1000)).to(device.device)
     if device.device.type == "cuda":
         net, average = (module.to(memory_format=torch.channels_last) for module in (net, average))
-    engine = (
-        Naive(net, copy.deepcopy(net)) if config.engine == "naive" else Shared(net, config.engine == "joint")
-    )
+    engine = fastest(config) if config.engine == "auto" else config.engine
+    if engine == "naive":
+        learner = Naive(net, copy.deepcopy(net), config.routing)
+    else:
+        learner = Shared(net, joint=engine == "joint")
     fused = device.device.type in ("cuda", "cpu")
     optimiser = torch.optim.Adam(net.parameters(), config.lr, betas=(0.5, 0.999), fused=fused)
 
@@ -57,7 +68,7 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
     for line in (
         f"device    {device}",
         f"data      {train_set.name}",
-        f"network   {config.net}, {parameters(net):,} parameters",
+        f"network   {config.net}, {parameters(net):,} parameters, engine {engine}",
         f"run       {run.folder}",
         f"resume    ign train --resume {run.folder}",
     ):
@@ -75,45 +86,66 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
         return average if config.ema else net
 
     def save(step: int) -> None:
-        settle(evaluated(), noise, train_set, config.seed)
+        if config.statistics == "common":
+            copy_statistics(average, net)
+        else:
+            settle(evaluated(), noise, train_set, config.seed)
         weights = {"net": net.state_dict(), "average": evaluated().state_dict(), "noise": noise.state_dict()}
         run.save(step, weights, {"optimiser": optimiser.state_dict()}, config.keep)
 
     with run.guard():
         if not start:
-            picture(run, 0, evaluated(), noise, train_set)
+            draw(run, 0, examine(evaluated(), noise, train_set, config.metric)[1])
         seen, since = 0, time.monotonic()
         for step in run.steps(start, config.steps):
-            # One step: all three losses, one optimiser step.
+            # One step: all three losses, one optimiser step (or two, one for each of the theorem's players).
             optimiser.param_groups[0]["lr"] = learning_rate(config, step)
-            x = data.batch(train_set, config, step).to(device.device)
+            clean = data.batch(train_set, config, step)
+            x = data.jitter(clean, config, step)
+            target = (clean if config.jitter_target == "clean" else x).to(device.device)
             z = parallel.shard(data.white(noise, config.batch, config.seed, step)).to(device.device)
-            optimiser.zero_grad(set_to_none=True)
-            with device.autocast():
-                losses = engine.step(x, noise(z), objective(config, step))
-            parallel.average_gradients(net.parameters())
-            values = parallel.average(torch.stack([losses.rec, losses.idem, losses.tight]))
-            if not bool(torch.isfinite(values).all()):
-                raise UserError(
-                    f"a loss is not finite at step {step}: the last good checkpoint is kept in {run.folder}; "
-                    f"try a lower --lr or --tight"
-                )
-            optimiser.step()
+            x, z = x.to(device.device), noise(z)
+            if config.dropout:
+                rng.seed_everything(config.seed, f"dropout {step} {parallel.world()[0]}")
+            total, values = objective(config, step), []
+            for player in total.players() if config.alternate else (total,):
+                optimiser.zero_grad(set_to_none=True)
+                with device.autocast():
+                    losses = learner.step(x, z, player, target)
+                parallel.average_gradients(net.parameters())
+                values.append(parallel.average(torch.stack([losses.rec, losses.idem, losses.tight])))
+                if not bool(torch.isfinite(values[-1]).all()):
+                    raise UserError(f"a loss is not finite at step {step}; {kept(run)}")
+                optimiser.step()
             update_average(average, net, min(config.ema, step / (step + 9)))
             seen += config.batch
 
-            # Once in a while.
-            if step % config.log_every == 0 or step == config.steps:
-                rec, idem, tight = values.tolist()
-                run.log(step, rec=rec, idem=idem, tight=tight, ratio=idem / max(rec, 1e-12))
+            # Once in a while: a look at samples, a line, a picture, a checkpoint.
+            ended = step == config.steps
+            telling, drawing, saving = (
+                step % every == 0 or ended
+                for every in (config.log_every, config.sample_every, config.save_every)
+            )
+            signs = Look()
+            if drawing or saving:
+                signs, strips = examine(evaluated(), noise, train_set, config.metric)
+                if drawing:
+                    draw(run, step, strips)
+            (rec, _, tight), (_, idem, _) = values[0].tolist(), values[-1].tolist()
+            if telling or drawing or saving:
+                ratio = idem / max(rec, 1e-12)
+                run.log(step, rec=rec, idem=idem, tight=tight, ratio=ratio, **signs.figures())
+            if telling:
                 speed = seen / max(time.monotonic() - since, 1e-9)
                 run.say(
                     f"{step}/{config.steps}  d(x) {rec:.4f}  d(f(z)) {idem:.4f}  L_tight {tight:.4f}  "
                     f"{speed:,.0f} images/s  {run.eta(step, config.steps, start)}"
                 )
-            if step % config.sample_every == 0 or step == config.steps:
-                picture(run, step, evaluated(), noise, train_set)
-            if step % config.save_every == 0 or run.last:
+            if signs.warning:
+                run.say(f"warning   collapse at step {step}: {signs.warning}")
+                if config.stop_on_collapse:
+                    raise UserError(f"collapse at step {step}: {signs.warning}; {kept(run)}")
+            if saving or run.last:
                 save(step)
     if run.main:
         run.say(f"samples   {sorted((run.folder / 'samples').glob('*.png'))[-1]}")
@@ -124,9 +156,11 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
 # ---- the parts ---------------------------------------------------------------------------------------------
 
 
-def network(config: TrainConfig, shape: tuple[int, int, int]) -> Network:
-    """The untrained network of a configuration for images of `shape`."""
-    return build(config.net, shape, config.width, config.code, config.norm, config.init)
+def kept(run: Run) -> str:
+    """What a run that went wrong leaves, and what to try."""
+    saved = checkpoints(run.folder)
+    left = f"the last good checkpoint is {saved[-1]}" if saved else "it had no checkpoint yet"
+    return f"{left}; try --norm batch, or a lower --tight or --lr"
 
 
 def parameters(net: torch.nn.Module) -> int:
@@ -134,13 +168,25 @@ def parameters(net: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in net.parameters())
 
 
+def fastest(config: TrainConfig) -> Literal["shared", "joint"]:
+    """The engine that `auto` stands for: the faster one, as `ign bench step` measured on one CPU core.
+
+    Both are exact, as all norms here know the roles. One call of twice the size wins where layers are small;
+    batch norm must take larger maps apart and copy them together again.
+    """
+    small = config.net == "mlp" or (config.net == "dcgan" and config.norm != "batch")
+    return "joint" if small else "shared"
+
+
 def objective(config: TrainConfig, step: int) -> Objective:
-    """The losses' weights at a step (from 1), with the tightness ramp."""
-    tight = config.tight
+    """The losses' weights at a step (from 1), with the ramps."""
+    idem, tight = config.idem, config.tight
+    if step < config.idem_ramp:
+        idem = config.idem * step / config.idem_ramp
     if config.tight_start >= 0 and step < config.tight_ramp:
         tight = config.tight_start + (config.tight - config.tight_start) * step / config.tight_ramp
     return Objective(
-        config.rec, config.idem, tight, config.metric, config.clamp, config.reference, config.clamp_gradient
+        config.rec, idem, tight, config.metric, config.clamp, config.reference, config.clamp_gradient
     )
 
 
@@ -170,21 +216,31 @@ def settle(net: Network, noise: Noise, train_set: data.Images, seed: int) -> Non
 
 
 @torch.no_grad()
-def picture(
-    run: Run, step: int, net: Network, noise: Noise, train_set: data.Images, columns: int = 12
-) -> None:
-    """samples/<step>.png: rows z, f(z), f(f(z)), f(f(f(z))), x, f(x), with batch statistics of 256."""
-    if not run.main:
-        return
+def examine(
+    net: Network, noise: Noise, train_set: data.Images, metric: Metric
+) -> tuple[Look, dict[str, Tensor]]:
+    """256 samples under batch statistics: their signs of collapse, and rows z, f(z), f(f(z)) … x, f(x).
+
+    Under several processes each makes the same ones, as the norms wait for all of them.
+    """
     device = next(net.parameters()).device
     z = noise(data.white(noise, 256, 0, 0, "picture").to(device))
-    x = images.to_float(train_set.pixels[:256]).to(device)
-    net.train()
-    first, second, third = applications(net, z, 3)
-    mirrored = net(x, ("x",))
-    shown = {"z": z, "f(z)": first, "f(f(z))": second, "f(f(f(z)))": third, "x": x, "f(x)": mirrored}
-    strips = {caption: list(_visible(caption, rows[:columns]).cpu()) for caption, rows in shown.items()}
-    images.write(run.folder / "samples" / f"{step:08d}.png", images.rows(strips))
+    rows = torch.randperm(len(train_set.pixels), generator=rng.generator(0, 0, "picture"))[:256]
+    x = images.to_float(train_set.pixels[rows]).to(device)
+    with batch_statistics(net):
+        first, second, third = applications(net, z, 3)
+        mirrored = net(x, ("x",))
+    strips = {"z": z, "f(z)": first, "f(f(z))": second, "f(f(f(z)))": third, "x": x, "f(x)": mirrored}
+    strips = {caption: strip.cpu() for caption, strip in strips.items()}
+    signs = look(strips["f(z)"], strips["f(f(z))"], strips["x"], train_set.labels[rows], metric)
+    return signs, strips
+
+
+def draw(run: Run, step: int, strips: dict[str, Tensor], columns: int = 12) -> None:
+    """samples/<step>.png."""
+    if run.main:
+        shown = {caption: list(_visible(caption, rows[:columns])) for caption, rows in strips.items()}
+        images.write(run.folder / "samples" / f"{step:08d}.png", images.rows(shown))
 
 
 def _visible(caption: str, rows: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,7 +70,8 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, "Tensor"]], Any]:
 
     path = folder / "state.pt"
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of a file that is refused anyway
+            saved = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: the checkpoint is not whole") from None
     except pickle.UnpicklingError:

@@ -1,8 +1,11 @@
 """The run folder and the training loop's frame: log, metrics, resume, signals, progress."""
 
 import contextlib
+import functools
+import importlib.util
 import itertools
 import json
+import math
 import os
 import platform
 import shlex
@@ -101,7 +104,9 @@ class Run:
         self.main = parallel.world()[0] == 0
         self.last = False
         self._complete = False
-        self._signal = 0
+        self._signal = 0  # what this process was sent
+        self._agreed = 0  # what all of them stop for
+        self._start = 0
         self._opened = time.monotonic()
 
     @classmethod
@@ -158,9 +163,27 @@ class Run:
         self._append("log.txt", text)
 
     def log(self, step: int, **metrics: float) -> None:
-        """Append one line to metrics.jsonl. Only figures that an equal run would repeat belong there."""
-        if self.main:
-            self._append("metrics.jsonl", json.dumps({"step": step, **metrics}))
+        """Append one line to metrics.jsonl; with the extra `tensorboard` also there.
+
+        Only figures that an equal run would repeat belong here.
+        """
+        if not self.main:
+            return
+        self._append("metrics.jsonl", json.dumps({"step": step, **metrics}))
+        if self._board is not None:
+            for name, value in metrics.items():
+                self._board.add_scalar(name, value, step)
+
+    @functools.cached_property
+    def _board(self) -> Any:
+        """TensorBoard's writer where the extra is installed, else None; drops steps after the checkpoint."""
+        if not importlib.util.find_spec("tensorboard"):
+            return None
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(
+            str(self.folder / "tensorboard"), purge_step=self._start + 1 if self.resumed else None
+        )
 
     def _append(self, name: str, line: str) -> None:
         try:
@@ -200,15 +223,15 @@ class Run:
         A run that is not resumed has nothing to restore.
         """
         saved = checkpoints(self.folder) if self.resumed else []
+        self._start = int(saved[-1].name) if saved else 0
         if self.resumed and self.main:
-            step = int(saved[-1].name) if saved else -1
-            rows = [row for row in self.metrics() if row.get("step", step + 1) <= step]
+            rows = [row for row in self.metrics() if saved and row.get("step", math.inf) <= self._start]
             with atomic(self.folder / "metrics.jsonl", "w") as stream:
                 stream.writelines(json.dumps(row) + "\n" for row in rows)
         if not saved:
             return None
         weights, state = load_checkpoint(saved[-1])
-        return int(saved[-1].name), weights, state
+        return self._start, weights, state
 
     # -- the loop
 
@@ -227,6 +250,7 @@ class Run:
                     self.say("stopping: this step, then it saves; Ctrl-C again ends at once")
                 self.last = stopping or step == total
                 yield step
+                self.manifest["step"] = step
                 bar.update()
                 if self.last and step < total:
                     return
@@ -236,8 +260,9 @@ class Run:
         """Whether any process has been asked to stop; all get the same answer."""
         from paperkit import parallel
 
-        self._signal = parallel.largest(self._signal)
-        return self._signal > 0
+        # Not into `_signal` itself: one that arrives meanwhile would be lost.
+        self._agreed = parallel.largest(self._signal)
+        return self._agreed > 0
 
     def eta(self, done: int, total: int, start: int = 0) -> str:
         """'12 steps/s, 0:01:40 left' from the time since the run was opened."""
@@ -271,9 +296,12 @@ class Run:
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
-        if self._signal and not self._complete:
+            if (board := self.__dict__.get("_board")) is not None:
+                board.close()
+        stopped_by = self._agreed or self._signal
+        if stopped_by and not self._complete:
             self._write_manifest(state="interrupted", ended=now())
-            raise Interrupted(self._signal, f"stopped and saved; go on with: {self.resume_command}")
+            raise Interrupted(stopped_by, f"stopped and saved; go on with: {self.resume_command}")
         self._write_manifest(state="finished", ended=now())
 
     @property
@@ -359,11 +387,13 @@ def _this_process() -> dict[str, Any]:
 
 
 def _writer(manifest: Mapping[str, Any]) -> int | None:
-    """The process of this machine that still writes the run, if there is one."""
+    """The other process of this machine that still writes the run, if there is one."""
     import psutil
 
     writer = manifest.get("process") or {}
     if manifest.get("state") != "running" or writer.get("host") != platform.node():
+        return None
+    if writer["pid"] == os.getpid():  # a program that tries again
         return None
     with contextlib.suppress(psutil.Error):
         if psutil.Process(writer["pid"]).create_time() == writer["created"]:

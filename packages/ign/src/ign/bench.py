@@ -1,0 +1,210 @@
+"""`ign bench <id>`: the timings that the README quotes, each variant in turns with the others."""
+
+import copy
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from paperkit import UserError, results, rng
+from paperkit.run import suggest
+from tqdm import tqdm
+
+from ign.config import TRAIN, BenchConfig, TrainConfig
+from ign.method import Naive, Objective, Shared, distance
+from ign.model import Network, network
+from ign.reproduce import folder
+from ign.train import fastest
+
+VARIANTS = ("floor", "naive", "shared", "joint", "compiled")
+"""One plain auto-encoder step f(x); the engines of `ign.method`; the default engine under torch.compile."""
+TARGETS = {"shared": 0.85, "joint": 0.78}
+"""What each engine may cost of the naive one; set before anything was timed."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, image shape and batch size to take steps with."""
+
+    config: TrainConfig
+    shape: tuple[int, int, int]
+
+    def __str__(self) -> str:
+        c = self.config
+        size = "x".join(map(str, self.shape))
+        return f"{c.net} {c.width}, code {c.code}, {c.norm} norm, {size}, batch {c.batch}"
+
+
+MAIN = Case(TrainConfig(net="dcgan", width=16, code=64), (1, 28, 28))
+OTHERS = (
+    Case(TrainConfig(net="dcgan", width=16, code=64, norm="group"), (1, 28, 28)),
+    Case(TrainConfig(net="hybrid", width=12, code=24), (1, 28, 28)),
+    Case(TrainConfig(net="unet", width=8, code=32), (1, 28, 28)),
+    Case(TrainConfig(), (1, 8, 8)),
+)
+LARGE = Case(replace(TRAIN["paper"][0], batch=32), (3, 64, 64))
+"""Where memory is measured: the paper's network, beside which torch itself is small."""
+
+
+def bench(config: BenchConfig) -> list[Path]:
+    """Run one benchmark, or all, and write the result files; returns their paths."""
+    if config.id != "all" and config.id not in BENCHES:
+        raise UserError(
+            f"no benchmark {config.id}{suggest(config.id, BENCHES)}; there are {', '.join(BENCHES)}"
+        )
+    if config.peer and config.id not in PEERS:
+        raise UserError(f"--peer is for {', '.join(PEERS) or 'no benchmark yet'}, not for {config.id}")
+    written = []
+    for name in BENCHES if config.id == "all" else [config.id]:
+        print(f"ign bench {name}", flush=True)
+        since = time.monotonic()
+        record = BENCHES[name](config)
+        words = f"--repeats {config.repeats} --threads {config.threads}"
+        record = results.benchmark(
+            paper="ign", id=name, command=f"uv run --package ign ign bench {name} {words}",
+            threads=config.threads, wall_s=time.monotonic() - since, **record,
+        )  # fmt: skip
+        path = results.write(config.out or folder(), record)
+        ratio = "only our side" if record["ratio"] is None else f"ratio {record['ratio']:.2f}"
+        print(f"{path}: {ratio}", flush=True)
+        written.append(path)
+    return written
+
+
+# ---- step ------------------------------------------------------------------------------------------------
+
+
+def step(config: BenchConfig) -> dict[str, Any]:
+    """One optimiser step of every engine, and the floor of a plain auto-encoder step."""
+    torch.set_num_threads(config.threads)
+    default = fastest(MAIN.config)
+    limit = TARGETS[default]
+    times, rows = {}, {}
+    for case in (MAIN, *OTHERS):
+        times[case] = in_turns(variants(case, compiled=case is MAIN), config.repeats, str(case))
+        rows[str(case)] = summary(times[case])
+        print(f"{case}\n{table(rows[str(case)])}", flush=True)
+    peaks = {name: peak_mib(name, config.threads) for name in VARIANTS[:4]}
+    return {
+        "claim": f"The default step ({default}) costs at most {limit} of the naive one, at the same gradient",
+        "data": f"random images, {MAIN}", "ours": times[MAIN][default].wall,
+        "against": ("naive: a refreshed copy, four applications (public code)", times[MAIN]["naive"].wall),
+        "target": 1 / limit, "peak_mib": (peaks[default], peaks["naive"]), "device": "cpu",
+        "details": {
+            "time": "zero_grad, engine step, Adam step; ratios of medians: on the clock, of processor time",
+            "targets_of_naive": TARGETS,
+            "variants": "floor = one auto-encoder step f(x); compiled = the default under torch.compile",
+            "default": {str(case): fastest(case.config) for case in (MAIN, *OTHERS)},
+            "cases": rows, "peak_mib": {"network": str(LARGE), **peaks},
+        },
+    }  # fmt: skip
+
+
+def variants(case: Case, compiled: bool) -> dict[str, Callable[[], object]]:
+    """Each variant's step, on networks of its own that start alike."""
+    return {name: stepper(case, name) for name in (VARIANTS if compiled else VARIANTS[:4])}
+
+
+def stepper(case: Case, name: str) -> Callable[[], object]:
+    """One optimiser step of a variant."""
+    rng.seed_everything(0)
+    net = network(case.config, case.shape)
+    optimiser = torch.optim.Adam(net.parameters(), 1e-4, betas=(0.5, 0.999), fused=True)
+    x = rng.normal((case.config.batch, *case.shape), 0, 0, "x").clamp(-1, 1)
+    z = rng.normal(tuple(x.shape), 0, 0, "z")
+    backward = _backward(case, net, name)
+
+    def run() -> None:
+        optimiser.zero_grad(set_to_none=True)
+        backward(x, z)
+        optimiser.step()
+
+    return run
+
+
+def _backward(case: Case, net: Network, name: str) -> Callable[[torch.Tensor, torch.Tensor], object]:
+    objective = Objective()
+    if name == "floor":
+        return lambda x, z: distance(net(x, ("x",)), x, "l2").mean().backward()
+    if name == "naive":
+        engine = Naive(net, copy.deepcopy(net))
+    else:
+        kind = fastest(case.config) if name == "compiled" else name
+        called = torch.compile(net) if name == "compiled" else net
+        engine = Shared(called, kind == "joint")  # pyright: ignore[reportArgumentType]
+    return lambda x, z: engine.step(x, z, objective)
+
+
+@dataclass
+class Times:
+    """Seconds of each repetition on the clock, and of this process on the processor."""
+
+    wall: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
+
+
+def in_turns(steps: Mapping[str, Callable[[], object]], repeats: int, label: str = "") -> dict[str, Times]:
+    """Times of each step, one after the other, `repeats` rounds after three to warm up."""
+    times = {name: Times() for name in steps}
+    for turn in tqdm(range(repeats + 3), desc=label, disable=None, leave=False):
+        for name, run in steps.items():
+            clock, processor = time.perf_counter(), time.process_time()
+            run()
+            if turn >= 3:
+                times[name].wall.append(time.perf_counter() - clock)
+                times[name].processor.append(time.process_time() - processor)
+    return times
+
+
+def summary(times: Mapping[str, Times]) -> dict[str, dict[str, float]]:
+    """Of each variant the median milliseconds, and their ratios to naive's and to the floor's."""
+    wall = {name: float(np.median(each.wall)) for name, each in times.items()}
+    processor = {name: float(np.median(each.processor)) for name, each in times.items()}
+    return {
+        name: {
+            "wall_ms": round(1e3 * wall[name], 3),
+            "of_naive": round(wall[name] / wall["naive"], 3),
+            "of_floor": round(wall[name] / wall["floor"], 3),
+            "processor_of_naive": round(processor[name] / processor["naive"], 3),
+        }
+        for name in times
+    }
+
+
+def table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """A summary as lines of text."""
+    columns = list(next(iter(rows.values())))
+    lines = [" " * 10 + "".join(f"{column:>20}" for column in columns)]
+    for name, row in rows.items():
+        lines.append(f"{name:10}" + "".join(f"{row[column]:20.3f}" for column in columns))
+    return "\n".join(lines)
+
+
+def peak_mib(name: str, threads: int) -> float:
+    """Peak memory of a process, torch included, that takes two steps of a variant on `LARGE`."""
+    code = f"from ign.bench import print_peak; print_peak({name!r}, {threads})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(json.loads(done.stdout))
+
+
+def print_peak(name: str, threads: int) -> None:
+    """Print this process's peak memory in MiB after two steps of a variant on `LARGE`."""
+    import resource  # here: Windows has none
+
+    torch.set_num_threads(threads)
+    run = stepper(LARGE, name)
+    run()
+    run()
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit))
+
+
+BENCHES: dict[str, Callable[[BenchConfig], dict[str, Any]]] = {"step": step}
+PEERS: tuple[str, ...] = ()
+"""The benchmarks that compare with a checkout of another implementation, named by --peer."""
