@@ -46,7 +46,7 @@ def completeness(y: Float[Tensor, "c h w"], x: Float[Tensor, "c s t"]) -> float:
 
 
 def stay(y: Float[Tensor, "c h w"], x: Float[Tensor, "c h w"], near: int = 2) -> float:
-    """Share of y's patches whose nearest source patch lies within `near` pixels of their place: 1 = a copy."""
+    """Share of y's patches whose nearest source patch lies within `near` pixels of its place: 1 = copy."""
     index = nearest(Patches(y, PATCH), Patches(x, PATCH)).index
     rows, columns = y.shape[1] - PATCH + 1, y.shape[2] - PATCH + 1
     place, width = torch.arange(rows * columns, device=y.device), x.shape[2] - PATCH + 1

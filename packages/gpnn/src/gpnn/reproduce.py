@@ -207,7 +207,7 @@ def key_schedule(config: ReproduceConfig) -> dict[str, Any]:
         for key in ("realism", "sharpness", "stay", "diversity")
     }
     return {
-        "claim": "Realism with sharpness tells samples from blur, shuffled tiles and noise, for both schedules",
+        "claim": "Realism with sharpness tells samples from blur, shuffled tiles and noise, for both keys",
         "source": "spec 8.4; the paper's own schedule is not read", "data": _data(names, side),
         "metric": "least_margin_of_a_control", "unit": "1", "better": "higher", "ours": margins,
         "criterion": "every control is worse than every sample at 8 std(x_N): noise and shuffled tiles in "
@@ -220,8 +220,12 @@ def key_schedule(config: ReproduceConfig) -> dict[str, Any]:
 # ---- retarget-content ------------------------------------------------------------------------------------
 
 
+DEEP = 6
+"""Levels for textures of 12 to 16 pixels period, which become 3 to 4 pixels at the coarsest."""
+
+
 def period(x: Tensor, longest: int = 40) -> int:
-    """Period of an image's columns: the lag of the highest peak of their autocorrelation after the first dip."""
+    """Period of an image along its rows: the first lag after a dip that correlates nearly best."""
     grey = x.mean(0).double()
     grey = grey - grey.mean(1, keepdim=True)
     scores = []
@@ -229,7 +233,8 @@ def period(x: Tensor, longest: int = 40) -> int:
         a, b = grey[:, lag:], grey[:, : grey.shape[1] - lag]
         scores.append(float((a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-12)))
     dip = next((lag for lag in range(1, longest) if scores[lag + 1] > scores[lag]), 1)
-    return max(range(dip, longest + 1), key=lambda lag: scores[lag])
+    most = max(scores[dip:])
+    return next(lag for lag in range(dip, longest + 1) if scores[lag] >= 0.9 * most)
 
 
 def stripes(width: int, seed: int) -> tuple[Tensor, int]:
@@ -241,25 +246,34 @@ def stripes(width: int, seed: int) -> tuple[Tensor, int]:
 
 def retarget_content(config: ReproduceConfig) -> dict[str, Any]:
     """Widening a periodic texture by 1.5 keeps its period; resizing does not."""
-    ours, plain, cases = [], [], {}
+    errors: dict[str, list[float]] = {"ours": [], "default": [], "resized": []}
+    cases, size = {}, (48, 144)
     for seed in range(max(3, config.seeds)):
         x, piece = stripes(96, seed)
-        size = (48, 144)
-        # Periods beside whole multiples of them count as kept: both repeat the same piece.
-        y = tasks.retarget(x, size).image
-        resized = resize(x, size=size)
-        found = {"source": period(x), "ours": period(y), "resized": period(resized)}
-        cases[f"period {piece}"] = found
-        ours.append(abs(found["ours"] - found["source"]))
-        plain.append(abs(found["resized"] - found["source"]))
+        usual = tasks.defaults("retarget", [_shape(x), size])
+        images = {
+            "ours": tasks.retarget(x, size, False, replace(usual, levels=DEEP)).image,
+            "default": tasks.retarget(x, size, False, usual).image,
+            "resized": resize(x, size=size),
+        }
+        found = {name: period(y) for name, y in images.items()}
+        cases[f"period {piece}"] = {"source": period(x), **found}
+        for name, value in found.items():
+            errors[name].append(abs(value - period(x)))
     return {
         "claim": "Widening a periodic texture by 1.5 keeps its period, where resizing stretches it",
-        "source": "section on retargeting (qualitative)", "data": "pieces of scikit-image photographs, repeated",
-        "metric": "period_error_px", "unit": "px", "better": "lower", "ours": ours,
-        "against": ("plain resizing", plain),
+        "source": "section on retargeting (qualitative)",
+        "data": "pieces of scikit-image photographs, repeated", "metric": "period_error_px", "unit": "px",
+        "better": "lower", "ours": errors["ours"], "against": ("plain resizing", errors["resized"]),
+        "arms": {"default depth (coarsest side 21)": errors["default"]},
         "criterion": "period within 1 px for every texture, and resizing off by more than 1 px for every one "
         "(statistic: 1 when both, else 0)",
-        "statistic": float(max(ours) <= 1 < min(plain)), "threshold": 1.0, "details": {"cases": cases},
+        "statistic": float(max(errors["ours"]) <= 1 < min(errors["resized"])), "threshold": 1.0,
+        "details": {
+            "cases": cases, "levels": DEEP,
+            "note": "at this depth a patch holds about two periods; at the default depth of so small an "
+            "image the coarsest level keeps the stretched period (the arm). First tried with the default.",
+        },
     }  # fmt: skip
 
 
@@ -292,7 +306,7 @@ def inpaint(config: ReproduceConfig) -> dict[str, Any]:
         "claim": "Inpainting leaves the outside as it is, fills as realistically, and follows the colour cue",
         "source": "section on conditional inpainting (qualitative)", "data": _data(names, side),
         "metric": "realism_inside_over_outside", "unit": "1", "better": "lower", "ours": ratios,
-        "criterion": "outside unchanged; realism of patches that touch the hole <= 1.2x of others, each against "
+        "criterion": "outside unchanged; realism of patches that touch the hole <= 1.2x of others, against "
         "the source without the hole; a bright cue fills brighter than a dark one (1 when all, else 0)",
         "statistic": float(holds), "threshold": 1.0, "arms": {"cue_followed": steered, "outside": changed},
         "details": {"cases": cases},

@@ -308,7 +308,7 @@ def change_side(changed: Bool[Tensor, "h w"]) -> int:
 
 def edit(
     image: Shaped[Tensor, "c h w"],
-    edited: Shaped[Tensor, "c h w"],
+    edited: Shaped[Tensor, "_ _ _"],
     settings: Settings | None = None,
     on_level: OnLevel | None = None,
 ) -> Output:
@@ -343,7 +343,7 @@ def reshuffle(
 
 def analogy(
     source: Shaped[Tensor, "c h w"],
-    structure: Shaped[Tensor, "c s t"],
+    structure: Shaped[Tensor, "_ _ _"],
     settings: Settings | None = None,
     on_level: OnLevel | None = None,
 ) -> Output:
@@ -367,7 +367,7 @@ def side_by_side(images: Sequence[Float[Tensor, "c _ _"]]) -> list[Tensor]:
 
 
 def collage(
-    images: Sequence[Shaped[Tensor, "c _ _"]],
+    images: Sequence[Shaped[Tensor, "_ _ _"]],
     steps: int = COLLAGE_STEPS,
     settings: Settings | None = None,
     on_level: OnLevel | None = None,
@@ -398,7 +398,7 @@ def collage(
 
 def inpaint(
     image: Shaped[Tensor, "c h w"],
-    hole: Bool[Tensor, "h w"],
+    hole: Bool[Tensor, "_ _"],
     composite: bool = True,
     parity: bool = False,
     settings: Settings | None = None,
