@@ -168,9 +168,11 @@ def identity(config: ReproduceConfig) -> dict[str, Any]:
 # ---- key-schedule ----------------------------------------------------------------------------------------
 
 
-SHARPNESS = """Sharpness is a mean over the picture. Where samples drop the source's contrasty objects (completeness
-of the coffee cup: see the rows) they come out with less gradient than the blurred source without being blurred.
-Realism alone tells this blur (shrunk by 2) from every sample; noise and shuffled tiles fail in realism too."""
+SHARPNESS = (
+    "Sharpness is a mean over the picture: where samples drop the contrasty objects of the source (coffee: see "
+    "completeness in the rows) they have less gradient than the blurred source without being blurred. Realism "
+    "alone tells this blur (shrunk by 2) from the samples; noise and shuffled tiles fail in realism as they must."
+)
 """Why the sharpness half fails, as seen on the first run."""
 
 
