@@ -169,9 +169,10 @@ def identity(config: ReproduceConfig) -> dict[str, Any]:
 
 
 SHARPNESS = (
-    "Sharpness is a mean over the picture: where samples drop the contrasty objects of the source (coffee: see "
-    "completeness in the rows) they have less gradient than the blurred source without being blurred. Realism "
-    "alone tells this blur (shrunk by 2) from the samples; noise and shuffled tiles fail in realism as they must."
+    "Sharpness is a mean over the picture: where samples drop the contrasty objects of the source "
+    "(coffee: see completeness in the rows) they have less gradient than the blurred source without being "
+    "blurred. Realism alone tells this blur (shrunk by 2) from the samples; noise and shuffled tiles fail "
+    "in realism as they must."
 )
 """Why the sharpness half fails, as seen on the first run."""
 
