@@ -33,7 +33,7 @@ SAMPLES = 2000
 
 # ---- data --------------------------------------------------------------------------------------------------
 
-Name = Literal["ring", "moons"]
+Name = Literal["ring", "turned", "moons"]
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,10 @@ class Mixture:
 
 
 def mixture(name: Name) -> Mixture:
-    """Eight Gaussians of radius 0.7; or two moons, whose eight quarter-arcs count as modes."""
-    if name == "ring":
-        angle = torch.arange(8) * (math.pi / 4)
+    """Eight Gaussians of radius 0.7, four of them on the axes; the same turned by 22.5 degrees, so that none
+    is; or two moons, whose eight quarter-arcs count as modes."""
+    if name != "moons":
+        angle = torch.arange(8) * (math.pi / 4) + (math.pi / 8 if name == "turned" else 0.0)
         return Mixture(0.7 * torch.stack([angle.cos(), angle.sin()], 1), torch.arange(8))
     angle = (torch.arange(128) + 0.5) * (math.pi / 128)
     upper = torch.stack([angle.cos() - 0.5, angle.sin() - 0.25], 1)
@@ -284,6 +285,7 @@ def tightness(seeds: int) -> dict[str, Any]:
     few = min(seeds, 3)
     long = {l_t: arm("ring", Objective(tight=l_t), few, 2 * STEPS) for l_t in SHORT_SWEEP}
     turns = {l_t: arm("ring", Objective(tight=l_t), few, STEPS, True) for l_t in SHORT_SWEEP}
+    turned = arm("turned", Objective(tight=0.25), few)
     modest = {l_t: rows for l_t, rows in sweep.items() if l_t <= 0.5}
     rho, limit = correlation(sweep, "modes")
     variants = {f"{key} instead of modes": correlation(sweep, key) for key in OTHERS} | {
@@ -304,9 +306,31 @@ def tightness(seeds: int) -> dict[str, Any]:
             "sweep": {f"{l_t:g}": rows for l_t, rows in sweep.items()},
             "twice_the_steps": {f"{l_t:g}": rows for l_t, rows in long.items()},
             "players_in_turn": {f"{l_t:g}": rows for l_t, rows in turns.items()},
+            "turned_ring": {"0.25": turned},
             "bound": "heaviest: share of the heaviest mode over its true share; the theorem allows 1 / l_t",
         },
+        "explanation": _why(sweep, turned),
     }  # fmt: skip
+
+
+def _why(sweep: dict[float, dict[str, list[float]]], turned: dict[str, list[float]]) -> str:
+    """What a pilot on seeds 100 and 101 suggested, in the figures of this run."""
+
+    def mean(key: str, *weights: float) -> float:
+        return float(np.mean([sweep[weight][key] for weight in weights]))
+
+    heaviest = max(max(rows["heaviest"]) for l_t, rows in sweep.items() if 0 < l_t <= 0.5)
+    return (
+        f"Modes covered are {mean('modes', 0.0):.1f} of 8 at l_t = 0, {mean('modes', 0.25):.1f} at 0.25 and"
+        f" {mean('modes', 0.9, 1.0):.1f}"
+        " at 0.9 and 1. From 0.05 to 0.5 the theorem's bound is not at work: no"
+        f" mode holds more than {heaviest:.1f} times its share, where 1 / l_t is 2 or more. At 0.9 and 1 the"
+        f" players are not at an optimum: e2 is {mean('e2', 0.9, 1.0):.2f} of the data's mean distance"
+        f" ({mean('e2', 0.25):.2f} at 0.25; 0 at an optimum), precision {mean('precision', 0.9, 1.0):.2f}"
+        f" ({mean('precision', 0.25):.2f} at 0.25). Which modes are lost depends on where they stand: on the"
+        f" ring turned by 22.5 degrees, which puts none on an axis of the output, l_t = 0.25 covers"
+        f" {np.mean(turned['modes']):.1f}."
+    )
 
 
 def correlation(rows: dict[float, dict[str, list[float]]], key: str) -> tuple[list[float], float]:
