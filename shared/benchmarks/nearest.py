@@ -85,7 +85,7 @@ def cdist(
 ) -> torch.Tensor:
     """All distances, `chunk` rows at a time; for finite alpha a pass for each key's minimum comes first."""
     parts = queries[: -(-len(queries) // share)].split(chunk)
-    if len(parts) == 1 and math.isfinite(alpha):  # the whole table fits: compute it once
+    if share == len(parts) == 1 and math.isfinite(alpha):  # the whole table fits: compute it once
         distance = torch.cdist(queries, keys).square_().div_(WIDTH)
         return distance.div_(alpha + distance.amin(0)).argmin(1)
     if not math.isfinite(alpha):
