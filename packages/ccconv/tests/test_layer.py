@@ -206,6 +206,7 @@ def test_baked_layer_exports(border):
 @pytest.mark.filterwarnings("ignore")  # the exporter's own
 def test_baked_layer_runs_in_onnxruntime(tmp_path):
     import onnxruntime
+    import torch.onnx
 
     layer = CCConv2d(2, 3, 3, padding_mode="replicate")
     x = torch.randn(1, 2, 8, 8)
