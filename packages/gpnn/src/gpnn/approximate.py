@@ -4,7 +4,6 @@ Used by `search.matcher`. Both hold patch rows only where they must: faiss keeps
 PatchMatch gathers the rows of the candidates that it compares.
 """
 
-import importlib
 import math
 from typing import Any
 
@@ -35,7 +34,9 @@ class Faiss:
 
     def __init__(self, keys: Patches) -> None:
         try:
-            self.faiss: Any = importlib.import_module("faiss")
+            import faiss  # pyright: ignore[reportMissingImports] - an extra
+
+            self.faiss: Any = faiss
         except ImportError:
             raise UserError('--search faiss needs faiss: install gpnn with the extra "faiss"') from None
         if keys.image.device.type != "cpu":
