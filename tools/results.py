@@ -26,6 +26,9 @@ from typing import Any
 
 Record = dict[str, Any]
 
+SHOWN = 3
+"""Arms up to which a table shows them; more are folded away."""
+
 
 class Problem(Exception):
     """Something that keeps a README from being rendered: one line, with the file's name."""
@@ -110,10 +113,13 @@ def named(row: Any, record: Record) -> list[str]:
 
 
 def claim_row(record: Record) -> list[str]:
-    """Claim with its data, ours, every other arm, the paper's figure, verdict, command."""
+    """Claim with its data; ours with metric and criterion; others; the paper's figure; verdict; command."""
     unit, paper = record["unit"], record["paper_value"]
-    others = [(record["against"]["name"], record["against"])] if record.get("against") else []
-    others += record.get("arms", {}).items()
+    against = record.get("against")
+    beside = cell(f"{against['name']}: {summary(against, unit)}") if against else ""
+    arms = [cell(f"{name}: {summary(arm, unit)}") for name, arm in record.get("arms", {}).items()]
+    if len(arms) > SHOWN:
+        arms = [f"<details><summary>{len(arms)} more figures</summary>{'<br>'.join(arms)}</details>"]
     ours = summary(record["ours"], unit)
     if "tolerance" in record:
         largest = max(abs(v) for v in record["ours"]["values"])
@@ -123,8 +129,8 @@ def claim_row(record: Record) -> list[str]:
     about = f"{record['data']}{', a stand-in' if record['stand_in'] else ''}; preset {record['preset']}"
     return [
         f"{cell(record['claim'])}<br><sub>{cell(about)}</sub>",
-        cell(ours),
-        "<br>".join(cell(f"{name}: {summary(arm, unit)}") for name, arm in others) or "–",
+        f"{cell(ours)}<br><sub>{cell(record['metric'].replace('_', ' '))}; {cell(record['criterion'])}</sub>",
+        "<br>".join(part for part in (beside, *arms) if part) or "–",
         cell(f"{with_unit(number(paper['value']), unit)} ({paper['source']})") if paper else "not read",
         "yes" if record["holds"] else "**no**",
         code(record["command"]),
@@ -180,7 +186,7 @@ def headline(file: Path, name: str) -> str:
 def headline_row(record: Record) -> list[str]:
     """A single cell: the figure with the sentence that it stands for."""
     if "ratio" not in record:
-        figure = claim_row(record)[1]
+        figure = claim_row(record)[1].split("<br>")[0]
     elif record["ratio"] is None:
         figure = f"{cell(with_unit(number(record['ours']['median']), record['unit']))}, not compared"
     else:
@@ -237,8 +243,8 @@ def number(value: float) -> str:
 
 
 def with_unit(text: str, unit: str) -> str:
-    """The unit after a space, where there is one."""
-    return f"{text} {unit}" if unit else text
+    """The unit after a space, where there is one ("1" is that of a pure number)."""
+    return f"{text} {unit}" if unit not in ("", "1") else text
 
 
 # ------------------------------------------------------------------------------------------ command

@@ -94,16 +94,18 @@ def test_the_tables_of_a_paper(root: Path) -> None:
     routing, small, twice = found[2:5]
     assert small == [
         "Samples are read by a classifier.<br><sub>digits, 1,797, a stand-in; preset small</sub>",
-        "81.9 ± 2.4 % (n = 3)",
+        "81.9 ± 2.4 % (n = 3)<br><sub>named; difference &gt; 2 se</sub>",
         r"untrained \| net: 3.10 ± 0.90 % (n = 3)<br>held out: 97.50 ± 0.71 % (n = 2)",
         "not read", "yes", "`uv run --package ign ign reproduce x`",
     ]  # fmt: skip
     assert routing[0].startswith(r"Gradients are \*exact\*.")
-    assert routing[1:] == [
-        "largest difference 3e-14, tolerance 1e-12", "–", "0 (section 3)", "yes", "`ign reproduce routing`"
+    assert routing[1].startswith("largest difference 3e-14, tolerance 1e-12<br><sub>difference; ")
+    assert routing[2:] == [
+        "–", "0 (section 3)", "yes", "`ign reproduce routing`"
     ]  # fmt: skip
-    assert twice[1:] == [
-        "0.0350 ± 0.0071 (n = 2)", "–", "0.021 (Table &lt;2&gt;)", "**no**", r"`ign reproduce twice \| cat`"
+    assert twice[1].startswith("0.0350 ± 0.0071 (n = 2)<br><sub>")
+    assert twice[2:] == [
+        "–", "0.021 (Table &lt;2&gt;)", "**no**", r"`ign reproduce twice \| cat`"
     ]  # fmt: skip
     alone, bench = found[7:]
     assert bench[1:7] == [
@@ -117,6 +119,18 @@ def test_the_tables_of_a_paper(root: Path) -> None:
     assert bench[7].endswith("; cpu, 2 threads")
     assert alone[1:7] == ["0.02 s", "not run", "–", "1×", "–", "12345 MiB"]
     assert "* Twice helps. Within noise.\n" in text
+
+
+def test_many_arms_are_folded_away_and_pure_numbers_have_no_unit() -> None:
+    arm = {"mean": 0.5, "std": 0.0, "n": 1, "values": [0.5]}
+    record = {
+        "claim": "c", "data": "d", "stand_in": False, "preset": "p", "unit": "1", "metric": "m", "ours": arm,
+        "criterion": "x", "paper_value": None, "holds": True, "command": "k",
+    }  # fmt: skip
+    few = results.claim_row(record | {"arms": dict.fromkeys("abc", arm)})[2]
+    assert few == "<br>".join(f"{name}: 0.5 (n = 1)" for name in "abc")
+    many = results.claim_row(record | {"arms": dict.fromkeys("abcd", arm)})[2]
+    assert many == f"<details><summary>4 more figures</summary>{few}<br>d: 0.5 (n = 1)</details>"
 
 
 def test_the_text_around_the_markers_stays(root: Path) -> None:

@@ -23,7 +23,12 @@ MEMBERS = ["paperkit", *PAPERS]
 VERBS = ["train", "generate", "evaluate", "reproduce"]
 
 # Distributions that nothing imports by name, and the import that needs them.
-INDIRECT = {"tensorboard": "torch.utils.tensorboard", "beartype": "jaxtyping"}
+INDIRECT = {
+    "tensorboard": "torch.utils.tensorboard",
+    "beartype": "jaxtyping",
+    "onnx": "torch.onnx",
+    "onnxscript": "torch.onnx",
+}
 # Import names of what an ordinary environment lacks (elsewhere the installed metadata tells them).
 ABSENT = {"faiss-gpu": {"faiss"}, "faiss-cpu": {"faiss"}}
 

@@ -80,15 +80,29 @@ def test_interrupted_run_ends_like_an_unbroken_one(run, monkeypatch):
 
 
 def test_two_processes_give_the_curve_of_one(run):
-    words = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    """By torchrun: `accelerate launch` starts one process only where there is neither a GPU nor MPI."""
     script = Path("script.py")
-    script.write_text("import sys; from ign.cli import main; sys.exit(main())")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    script.write_text(
+        "import os, sys; from pathlib import Path; from ign.cli import main\n"
+        "Path('rank' + os.environ['RANK'] + 'of' + os.environ['WORLD_SIZE']).touch()\n"
+        "sys.exit(main())"
+    )
+    words = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(script),
+    ]
     done = subprocess.run(
-        [*words, str(script), "train", "--preset", "smoke", "--out", "two"], capture_output=True, text=True,
-        env=environment, timeout=300, check=False,
+        [*words, "train", "--preset", "smoke", "--out", "two"], capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert {path.name for path in Path().glob("rank*")} == {"rank0of2", "rank1of2"}
+    assert done.stdout.count("60/60") == 1, "one process speaks for both"
     one, two = read_metrics(run), read_metrics(Path("two"))
     assert [row["step"] for row in two] == [row["step"] for row in one]
     for key in ("rec", "idem", "tight"):
@@ -428,3 +442,9 @@ def test_weights_of_another_configuration_are_refused(run, tmp_path, capsys):
 def test_pictures_that_do_not_fit_the_network(run):
     with pytest.raises(UserError, match="do not fit"):
         IGN.load(run).project(torch.zeros(1, 1, 9, 9))
+
+
+def test_noise_is_shown_within_three_deviations():
+    z = torch.randn(50, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(data.visible(z), (z / (3 * z.std())).clamp(-1, 1))
+    assert torch.equal(data.visible(z / 10), z / 10)

@@ -138,12 +138,14 @@ TRAIN = {
     "listing": (
         # The paper's listing, as four public repositories hold it: 1 / 1 / 0.1, L2, Gaussian noise, no clamp.
         # One core, two minutes. The paper's figure: not read, its MNIST samples are pictures without a score.
+        # Ours, seed 0: 0.89 readable at k = 1, KID 0.14 and 0.05 at k = 1 and 2, ten classes.
         replace(SMALL, tight=0.1),
         "digits 8x8 with the losses of the paper's listing, two minutes on a laptop CPU; softer digits",
     ),
     "appendix": (
         # Appendix C (its table is CelebA's): 20 / 20 / 2.5, L1, clamp 1.5, Fourier noise; the level R carries
         # gradient and is the paired datum's, as in the public CelebA codes. One core, two minutes.
+        # The paper's figure: not read. Ours, seed 0: 0.90 readable, KID 0.07 and 0.06, ten classes.
         replace(
             SMALL, rec=20, idem=20, tight=2.5, metric="l1", noise="fft", clamp=1.5, clamp_gradient=True,
         ),

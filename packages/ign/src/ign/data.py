@@ -60,3 +60,8 @@ def jitter(x: Float[Tensor, "b c h w"], config: TrainConfig, step: int) -> Float
 def white(noise: Noise, n: int, seed: int, step: int = 0, purpose: str = "noise") -> Float[Tensor, "n k h w"]:
     """Standard normal numbers for `n` draws of source noise, fixed by (seed, step, purpose)."""
     return rng.normal((n, noise.channels, *noise.shape[1:]), seed, step, purpose)
+
+
+def visible(z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    """Noise for a picture: where it leaves [-1, 1] it is shown at less contrast, 3 deviations at most."""
+    return (z / max(1.0, 3 * float(z.std()))).clamp(-1, 1).cpu()

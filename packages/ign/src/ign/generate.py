@@ -161,7 +161,7 @@ def generate(config: GenerateConfig) -> Path:
     out = Path(config.out)
     images.write(out / "grid.png", images.grid(samples))
     few = ign.source(min(config.n, 12), config.seed)
-    strips = {"z": visible(few)}
+    strips = {"z": data.visible(few)}
     for k, caption in enumerate(("f(z)", "f(f(z))", "f(f(f(z)))"), start=1):
         strips[caption] = ign.apply(few, k, "z").cpu()
     images.write(out / "rows.png", images.rows(strips))
@@ -170,8 +170,3 @@ def generate(config: GenerateConfig) -> Path:
     times = "once" if config.k == 1 else f"{config.k} times"
     print(f"{config.n} images, f applied {times}: {out / 'grid.png'}, rows.png, samples.npz")
     return out
-
-
-def visible(z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-    """Noise for a picture: where it leaves [-1, 1] it is shown at less contrast, 3 deviations at most."""
-    return (z / max(1.0, 3 * float(z.std()))).clamp(-1, 1).cpu()

@@ -2,6 +2,7 @@
 
 import copy
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -70,7 +71,7 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
         f"data      {train_set.name}",
         f"network   {config.net}, {parameters(net):,} parameters, engine {engine}",
         f"run       {run.folder}",
-        f"resume    ign train --resume {run.folder}",
+        f"resume    {run.resume_command}",
     ):
         run.say(line)
 
@@ -239,18 +240,14 @@ def examine(
 def draw(run: Run, step: int, strips: dict[str, Tensor], columns: int = 12) -> None:
     """samples/<step>.png."""
     if run.main:
-        shown = {caption: list(_visible(caption, rows[:columns])) for caption, rows in strips.items()}
+        shown = {caption: list(strip[:columns]) for caption, strip in strips.items()}
+        shown["z"] = list(data.visible(strips["z"])[:columns])
         images.write(run.folder / "samples" / f"{step:08d}.png", images.rows(shown))
-
-
-def _visible(caption: str, rows: Tensor) -> Tensor:
-    # White noise leaves [-1, 1]: shown at a third of its contrast.
-    return (rows / 3 if caption == "z" else rows).clamp(-1, 1)
 
 
 def describe(config: TrainConfig) -> dict[str, str]:
     """What `--dry-run` adds: the data, the number of parameters, the number of epochs."""
-    train_set = data.load(config)
+    train_set = data.load(replace(config, download=False))
     net = network(config, train_set.shape)
     epochs = config.steps * config.batch / len(train_set.pixels)
     return {

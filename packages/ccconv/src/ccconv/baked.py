@@ -1,0 +1,60 @@
+"""A layer at one size pair as plain convolutions: what runs anywhere."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ccconv import paths
+from ccconv.axis import Axis, Plan
+
+
+class Baked(nn.Module):
+    """One size pair of a CCConv layer: pad, conv, reshape. Nothing in it depends on this package's maths.
+
+    Made by `CCConv2d.bake`; exports by torch.export and ONNX. The kernels are buffers and do not train.
+    """
+
+    def __init__(self, plan: Plan, weight: Tensor, bias: Tensor | None, groups: int, path: str):
+        super().__init__()
+        self.groups, self.path = groups, path
+        # Tensors are this module's own buffers: an exporter must find each of them once.
+        self.axes = tuple(axis._replace(fold=None, gain=None) for axis in plan.axes)
+        self.weight: Tensor
+        self.bias: Tensor | None
+        self.register_buffer("weight", weight.detach().clone())
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        for number, axis in enumerate(plan.axes):
+            self.register_buffer(f"index{number}", None if axis.fold is None else axis.fold.clone())
+        gains = [axis.gain for axis in plan.axes if axis.gain is not None]
+        self.gain: Tensor | None
+        self.register_buffer("gain", paths.outer(gains).clone() if gains else None)
+
+    @property
+    def output_size(self) -> tuple[int, ...]:
+        """Lengths of the output."""
+        return tuple(axis.size for axis in self.axes)
+
+    def forward(self, x: Float[Tensor, "b c *n"]) -> Float[Tensor, "b o *m"]:
+        """The layer's output; x must have the lengths that it was baked for."""
+        torch._assert(
+            list(x.shape[2:]) == [axis.length for axis in self.axes],
+            "a baked layer takes the input size that it was baked for",
+        )
+        axes = [axis._replace(fold=getattr(self, f"index{i}")) for i, axis in enumerate(self.axes)]
+        return run(x, axes, self.weight, self.bias, self.groups, self.path, self.gain)
+
+
+def run(
+    x: Tensor,
+    axes: list[Axis],
+    weight: Tensor,
+    bias: Tensor | None,
+    groups: int,
+    path: str,
+    gain: Tensor | None = None,
+) -> Float[Tensor, "b o *m"]:
+    """`single` or `polyphase` with given kernels (phases..., out, in, taps...)."""
+    path_with = paths.single_with if path == "single" else paths.polyphase_with
+    if gain is None:
+        return path_with(x, axes, weight, bias, groups)
+    return paths.scaled(path_with(x, axes, weight, None, groups), gain, bias)

@@ -1,0 +1,338 @@
+"""Four ways to compute a continuous convolution, all equal to `method.naive`, and the choice among them.
+
+single      one strided conv whose outputs are all phases, then a pixel shuffle; few phases
+polyphase   one strided conv per phase, results interleaved
+separable   a resampling with the kernel's basis functions, then one conv: cost independent of the phases
+gather      one matrix product per row of phases: the fallback for sizes without a common factor
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from paperkit.resize import resize_axis
+from torch import Tensor
+from torch.nn import functional as F
+
+from ccconv.axis import Axis, Geometry, Plan, Samples, total
+from ccconv.kernels import Kernel, MLPKernel
+
+PATHS = ("single", "polyphase", "separable", "gather")
+CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+GROUPS, OUT, LATE = "xyz", "pqr", "tuv"
+
+
+def apply(
+    x: Float[Tensor, "b c *n"],
+    plan: Plan,
+    kernel: Kernel,
+    geometry: Geometry,
+    bias: Float[Tensor, " o"] | None,
+    groups: int,
+    path: str,
+    recompute: bool,
+) -> Float[Tensor, "b o *m"]:
+    """The layer by one path. With `recompute` the sampled kernels are not kept for the backward pass."""
+    gains = [axis.gain for axis in plan.axes if axis.gain is not None]
+    inner = None if gains else bias
+    if path == "separable":
+        y = separable(x, plan, kernel, geometry, inner, groups)
+    else:
+        run = {"single": single, "polyphase": polyphase, "gather": gather}[path]
+        y = run(x, plan, kernel, geometry, inner, groups, recompute)
+    return scaled(y, outer(gains), bias) if gains else y
+
+
+def outer(gains: Sequence[Tensor]) -> Float[Tensor, "*m"]:
+    """The product of one gain per axis, for every output."""
+    result = gains[0]
+    for gain in gains[1:]:
+        result = result[..., None] * gain
+    return result
+
+
+def scaled(
+    y: Float[Tensor, "b o *m"], gain: Float[Tensor, "*m"], bias: Tensor | None
+) -> Float[Tensor, "b o *m"]:
+    """Each output times its gain (`renormalize`), plus the bias."""
+    y = y * gain
+    return y if bias is None else y + bias.reshape(-1, *[1] * gain.ndim)
+
+
+def cost(
+    plan: Plan, geometry: Geometry, batch: int, channels: tuple[int, int, int], hidden: int
+) -> dict[str, float]:
+    """Estimated multiplications of each path that applies, with a charge for what a path does slowly.
+
+    `channels` is (in, out, groups). The charges are guesses that no timing has checked yet.
+    """
+    axes = plan.axes
+    inputs, out, groups = channels
+    inputs //= groups
+    phases, taps = total([axis.phases for axis in axes]), total([axis.taps for axis in axes])
+    basis = hidden + 1 if geometry.kernel == "mlp" else total(geometry.kernel_size)
+    sample = phases * taps * out * inputs * basis
+    pixels = batch * total(plan.sizes)
+    whole = batch * total([axis.groups * axis.phases for axis in axes]) * taps * out * inputs
+    common = total([axis.starts[-1] + axis.taps for axis in axes])
+    rows = phases / axes[-1].phases
+    found = {"gather": 2.5 * pixels * taps * out * inputs + sample + 2e5 * rows}
+    if phases <= 256:
+        found["polyphase"] = whole + sample + 1e6 * phases
+    if phases <= 64 and common <= 8 * taps:
+        found["single"] = whole * common / taps * (1.0 if phases == 1 else 1.2) + sample
+    if geometry.kernel == "mlp":
+        mixing = pixels * (2.5 * taps * inputs * groups * basis + 2 * inputs * basis * out)
+        found["separable"] = mixing + phases * taps * basis * basis + 2e5 * rows
+    elif plan.bands is not None:
+        lengths, work = [axis.length for axis in axes], 0.0
+        for number, band in enumerate(plan.bands):
+            lengths[number] = band.rows
+            work += 3 * batch * inputs * groups * total(lengths) * (axes[number].taps + 16)
+        found["separable"] = work + pixels * basis * out * inputs
+    return found
+
+
+def choose(plan: Plan, geometry: Geometry, batch: int, channels: tuple[int, int, int], hidden: int) -> str:
+    """The cheapest path by `cost`."""
+    found = cost(plan, geometry, batch, channels, hidden)
+    return min(found, key=lambda name: found[name])
+
+
+# ---- Borders, and kernels that are sampled again in the backward pass ------------------------------------
+
+
+def pad(x: Float[Tensor, "b c *n"], axes: Sequence[Axis]) -> Float[Tensor, "b c *p"]:
+    """x at the positions low .. high of every axis, by the border's rule."""
+    zeros: list[int] = []
+    for number, axis in enumerate(axes):
+        if axis.fold is not None:
+            x = x.index_select(2 + number, axis.fold)
+            zeros = [0, 0, *zeros]
+        else:
+            start, stop = max(axis.low, 0), min(axis.high, axis.length)
+            if (start, stop) != (0, axis.length):
+                x = x.narrow(2 + number, start, stop - start)
+            zeros = [start - axis.low, axis.high - stop, *zeros]
+    return F.pad(x, zeros) if any(zeros) else x
+
+
+@contextlib.contextmanager
+def forgotten(weight: Tensor, again: Callable[[], Tensor], sources: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, autograd keeps no sampled kernel but samples it again when the backward pass asks for it."""
+    place = weight.untyped_storage().data_ptr()
+    versions = [source._version for source in sources]
+    memory: list[Tensor] = []
+
+    def pack(value: Tensor):
+        if value.untyped_storage().data_ptr() != place:
+            return value
+        return tuple(value.shape), value.stride(), value.storage_offset()
+
+    def unpack(packed):
+        if isinstance(packed, Tensor):
+            return packed
+        if [source._version for source in sources] != versions:
+            raise RuntimeError(
+                "a kernel's parameters were changed in place between the forward and backward pass"
+            )
+        if not memory:
+            with torch.no_grad():
+                memory.append(again())
+        return memory[0].as_strided(*packed)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield
+
+
+def sampled(
+    samples: Sequence[Samples], kernel: Kernel, geometry: Geometry, recompute: bool
+) -> tuple[Tensor, contextlib.AbstractContextManager[None]]:
+    """The kernels of all phases, and the context in which to use them."""
+    weight = kernel.weights(samples, geometry)
+    if not (recompute and weight.requires_grad and weight.numel() > 4 * kernel.mix.numel()):
+        return weight, contextlib.nullcontext()
+    sources = list(kernel.parameters())
+    return weight, forgotten(weight, lambda: kernel.weights(samples, geometry), sources)
+
+
+def interleave(parts: Sequence[Tensor], axes: Sequence[Axis], rest: int = 0) -> Float[Tensor, "b o *m"]:
+    """Outputs of all phases, each (b, o, groups...), in order; the last `rest` axes have no phases left."""
+    count = len(axes) - rest
+    if len(parts) > 1:
+        g, p, late = GROUPS[:count], OUT[:count], LATE[:rest]
+        sizes = {letter: axis.phases for letter, axis in zip(p, axes, strict=False)}
+        inputs = f"({' '.join(p)}) b o {' '.join(g)} {' '.join(late)}"
+        pairs = " ".join(f"({a} {b})" for a, b in zip(g, p, strict=True))
+        y = rearrange(torch.stack(list(parts)), f"{inputs} -> b o {pairs} {' '.join(late)}", **sizes)
+    else:
+        y = parts[0]
+    for number, axis in enumerate(axes[:count]):
+        if y.shape[2 + number] != axis.size:
+            y = y.narrow(2 + number, 0, axis.size)
+    return y
+
+
+# ---- The paths -------------------------------------------------------------------------------------------
+
+
+def single(
+    x: Tensor,
+    plan: Plan,
+    kernel: Kernel,
+    geometry: Geometry,
+    bias: Tensor | None,
+    groups: int,
+    recompute: bool = False,
+) -> Tensor:
+    """One conv over the window common to all phases; its outputs are out x phases, shuffled into pixels."""
+    weight, context = sampled([axis.samples for axis in plan.axes], kernel, geometry, recompute)
+    with context:
+        return single_with(x, plan.axes, weight, bias, groups)
+
+
+def single_with(x: Tensor, axes: Sequence[Axis], weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+    """`single` with kernels (phases..., out, in, taps...) given."""
+    count = len(axes)
+    conv, phases = CONV[count], [axis.phases for axis in axes]
+    stride = [axis.stride for axis in axes]
+    if total(phases) == 1:
+        weight = weight[(0,) * count]
+        before, after = [-axis.low for axis in axes], [axis.high - axis.length for axis in axes]
+        if before == after and min(before) >= 0 and all(axis.fold is None for axis in axes):
+            return conv(x, weight, bias, stride, before, 1, groups)
+        return conv(pad(x, axes), weight, bias, stride, 0, 1, groups)
+    joint = torch.cat([
+        F.pad(weight[which], _window(axes, which))[:, None] for which in product(*map(range, phases))
+    ], 1).flatten(0, 1)  # fmt: skip
+    repeated = None if bias is None else bias.repeat_interleave(total(phases))
+    y = conv(pad(x, axes), joint, repeated, stride, 0, 1, groups)
+    g, p = GROUPS[:count], OUT[:count]
+    pairs = " ".join(f"({a} {b})" for a, b in zip(g, p, strict=True))
+    sizes = dict(zip(p, phases, strict=True))
+    y = rearrange(y, f"b (o {' '.join(p)}) {' '.join(g)} -> b o {pairs}", **sizes)
+    return interleave([y], axes)
+
+
+def _window(axes: Sequence[Axis], which: Sequence[int]) -> list[int]:
+    """Zeros on either side of one phase's kernel in the common window, in F.pad's order."""
+    result: list[int] = []
+    for axis, p in zip(axes, which, strict=True):
+        result = [axis.starts[p], axis.starts[-1] - axis.starts[p], *result]
+    return result
+
+
+def polyphase(
+    x: Tensor,
+    plan: Plan,
+    kernel: Kernel,
+    geometry: Geometry,
+    bias: Tensor | None,
+    groups: int,
+    recompute: bool = False,
+) -> Tensor:
+    """One strided conv per combination of phases, results interleaved without in-place writes."""
+    weight, context = sampled([axis.samples for axis in plan.axes], kernel, geometry, recompute)
+    with context:
+        return polyphase_with(x, plan.axes, weight, bias, groups)
+
+
+def polyphase_with(
+    x: Tensor, axes: Sequence[Axis], weight: Tensor, bias: Tensor | None, groups: int
+) -> Tensor:
+    """`polyphase` with kernels (phases..., out, in, taps...) given."""
+    x, conv = pad(x, axes), CONV[len(axes)]
+    stride = [axis.stride for axis in axes]
+    parts = []
+    for which in product(*(range(axis.phases) for axis in axes)):
+        part = x
+        for number, (axis, p) in enumerate(zip(axes, which, strict=True)):
+            part = part.narrow(2 + number, axis.starts[p], axis.extent)
+        parts.append(conv(part, weight[which], bias, stride, 0, 1, groups))
+    return interleave(parts, axes)
+
+
+def gather(
+    x: Tensor,
+    plan: Plan,
+    kernel: Kernel,
+    geometry: Geometry,
+    bias: Tensor | None,
+    groups: int,
+    recompute: bool = False,
+) -> Tensor:
+    """Windows of the last axis side by side, then one product per combination of the other axes' phases.
+
+    Only one row's kernels exist at a time: memory grows with n, not with n^D.
+    """
+
+    def contract(patches: Tensor, samples: Sequence[Samples]) -> Tensor:
+        weight, context = sampled(samples, kernel, geometry, recompute)
+        count = len(samples)
+        kernels = weight.flatten(count + 2).flatten(0, count - 1)  # one phase on all axes but the last
+        kernels = rearrange(kernels, "m (g o) i t -> m g o i t", g=groups)
+        with context:
+            return torch.einsum("bgiymzt,mgoit->bgoymz", patches, kernels)
+
+    return _rows(x, plan, contract, bias, groups)
+
+
+def separable(
+    x: Tensor, plan: Plan, kernel: Kernel, geometry: Geometry, bias: Tensor | None, groups: int
+) -> Tensor:
+    """Resample with each basis function of the kernel, then mix: never samples a kernel."""
+    if isinstance(kernel, MLPKernel):
+        mix = rearrange(kernel.mix, "(g o) i h -> g o i h", g=groups)
+
+        def contract(patches: Tensor, samples: Sequence[Samples]) -> Tensor:
+            phi = kernel.features(samples, geometry.flat, geometry.window)
+            phi = phi.flatten(0, len(samples) - 1).flatten(1, -2)  # m t h
+            resampled = torch.einsum("bgiymzt,mth->bgiymzh", patches, phi)
+            return torch.einsum("bgiymzh,goih->bgoymz", resampled, mix)
+
+        return _rows(x, plan, contract, bias, groups)
+    assert plan.bands is not None
+    for number in plan.order:
+        x = resize_axis(x, 2 + number, plan.bands[number].blocks)
+    if geometry.kernel not in ("interp", "bspline"):
+        return x if bias is None else x + bias.reshape(-1, *[1] * len(plan.bands))
+    stride = [band.stride for band in plan.bands]
+    return CONV[len(plan.bands)](x, kernel.mix, bias, stride, 0, 1, groups)
+
+
+def _rows(
+    x: Tensor,
+    plan: Plan,
+    contract: Callable[[Tensor, Sequence[Samples]], Tensor],
+    bias: Tensor | None,
+    groups: int,
+) -> Tensor:
+    """The frame of `gather`: `contract` takes (b g i rows m groups taps) and the samples of one row."""
+    axes = plan.axes
+    *outer, last = axes
+    x = pad(x, axes)
+    x = x.index_select(x.ndim - 1, last.reads).unflatten(-1, (last.phases, last.groups, last.taps))
+    parts = []
+    for which in product(*(range(axis.phases) for axis in outer)):
+        part = x
+        for number, (axis, p) in enumerate(zip(outer, which, strict=True)):
+            part = part.narrow(2 + number, axis.starts[p], axis.extent)
+            part = part.unfold(2 + number, axis.taps, axis.stride)
+        part = _windows_last(part, len(outer), groups)
+        one = [axis.samples.phase(p) for axis, p in zip(outer, which, strict=True)]
+        row = contract(part, [*one, last.samples])
+        row = rearrange(row, "b g o y m z -> b (g o) y (z m)")[..., : last.size]
+        parts.append(row.unflatten(2, [axis.groups for axis in outer] or [1]))
+    y = interleave(parts, axes, rest=1) if outer else parts[0].squeeze(2)
+    return y if bias is None else y + bias.reshape(-1, *[1] * len(axes))
+
+
+def _windows_last(part: Tensor, outer: int, groups: int) -> Float[Tensor, "b g i y m z t"]:
+    """(b, c, rows..., m, z, t, outer taps...) with the taps flattened in the kernels' order."""
+    rows, taps = GROUPS[:outer], OUT[:outer]
+    left = f"b (g i) {' '.join(rows)} m z t {' '.join(taps)}"
+    right = f"b g i ({' '.join(rows)}) m z ({' '.join(taps)} t)"
+    return rearrange(part, f"{left} -> {right}", g=groups)
