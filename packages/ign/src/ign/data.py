@@ -1,6 +1,7 @@
 """Data for one configuration: a uint8 tensor in memory, and batches of it by step."""
 
 from dataclasses import dataclass
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -32,7 +33,8 @@ class Images:
 
 def load(config: TrainConfig, split: str = "train") -> Images:
     """The images of a split as `config` names, resizes and draws them. Raises `UserError` when missing."""
-    opened = data.open_set(config.data, split, download=config.download)  # pyright: ignore[reportArgumentType]
+    part = cast(Literal["train", "test"], split)
+    opened = data.open_set(config.data, part, download=config.download)
     if split == "train" and config.limit:
         opened = opened.subset(config.limit, seed=0)
     pixels, labels = opened.tensor(size=config.size or None, grey=config.grey)
