@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from paperkit import results
+from paperkit import results, rng
 from paperkit.provenance import commit
 from paperkit.run import RunOptions, read_json, runs_folder, to_json
 from PIL import Image, ImageDraw, ImageFont
+from scipy import stats
 from torch import Tensor
 from tqdm import tqdm
 
@@ -25,6 +26,7 @@ from ign.classifier import Judge, judge
 from ign.config import TRAIN, TrainConfig
 from ign.evaluate import CONFIDENT, geometry, idempotence, nearest_distance, quality
 from ign.generate import IGN
+from ign.method import Noise
 from ign.train import network, settle, train
 
 SAMPLES = 1000
@@ -55,6 +57,14 @@ def trained(config: TrainConfig, name: str = "") -> IGN:
 def small(seed: int) -> IGN:
     """The default recipe at a seed."""
     return trained(replace(SMALL, seed=seed), "small")
+
+
+def untrained(config: TrainConfig, train_set: data.Images) -> IGN:
+    """The network at step 0, its norms' statistics estimated as after training."""
+    rng.seed_everything(config.seed)
+    net, noise = network(config, train_set.shape), Noise(config.noise, train_set.shape)
+    settle(net, noise, train_set, config.seed)
+    return IGN(net, noise)
 
 
 class Yardstick:
@@ -124,8 +134,23 @@ def ablation_losses(seeds: int) -> dict[str, Any]:
         "arms": table(found, KEYS),
         "criterion": "KID below that of no_rec and of no_idem in at least 4 of 5 seeds each",
         "statistic": min(wins["no_rec"], wins["no_idem"]) / seeds, "threshold": 0.8,
-        "details": {"seeds_won_by_full": wins},
+        "details": {
+            "seeds_won_by_full": wins,
+            "predicted_symptoms": {
+                "no_rec: recall below full": _below(found["no_rec"], found["full"], "recall"),
+                "no_idem: e2 above full": _below(found["full"], found["no_idem"], "e2"),
+                "no_tight: balanced readable share below full":
+                    _below(found["no_tight"], found["full"], "balanced"),
+                "routing errors: KID above full":
+                    {name: wins[name] for name in ("idem_to_outer", "tight_to_inner")},
+            },
+        },
     }  # fmt: skip
+
+
+def _below(low: list[Figures], high: list[Figures], key: str) -> int:
+    """In how many seeds a figure of one arm is below that of another."""
+    return sum(a < b for a, b in zip(column(low, key), column(high, key), strict=True))
 
 
 # ---- E3: norm, clamp and the statistics of batch norm --------------------------------------------------
@@ -164,8 +189,22 @@ def norm_clamp(seeds: int) -> dict[str, Any]:
         },
         "criterion": "common statistics worse than batch statistics, and the gap halves, in 4 of 5 seeds",
         "statistic": sum(passed) / seeds, "threshold": 0.8,
-        "details": {"collapsed": "two classes or fewer above 1 %, or diversity below 0.3 (fixed in advance)"},
+        "details": {
+            "collapsed": "two classes or fewer above 1 %, or diversity below 0.3 (fixed in advance)",
+            "fisher_p_group_collapses_more_than_batch": _fisher(collapsed, "group", "batch"),
+            "fisher_p_none_collapses_more_than_batch": _fisher(collapsed, "none", "batch"),
+        },
     }  # fmt: skip
+
+
+def _fisher(collapsed: dict[str, list[float]], more: str, less: str) -> float:
+    """One-sided exact p that runs with one norm collapse more often than runs with the other."""
+    runs = [
+        [flag for name, flags in collapsed.items() if name.startswith(norm) for flag in flags]
+        for norm in (more, less)
+    ]
+    table = [[sum(flags), len(flags) - sum(flags)] for flags in runs]
+    return float(stats.fisher_exact(table, alternative="greater")[1])
 
 
 def _gaps(config: TrainConfig, yard: Yardstick) -> Figures:
@@ -256,8 +295,9 @@ def latent(seeds: int) -> dict[str, Any]:
     yard = Yardstick(SMALL)
     rows: list[Figures] = []
     for seed in range(seeds):
-        ign = small(seed)
-        rows.append(_paths(ign, yard, seed))
+        blank = untrained(replace(SMALL, seed=seed), yard.train)
+        before = {f"untrained_{key}": value for key, value in _paths(blank, yard, seed).items()}
+        rows.append(_paths(small(seed), yard, seed) | before)
     return {
         "claim": "Noise space is consistent: images change gradually along a path and stay readable",
         "source": "section 4 (interpolation and arithmetic of noises)", "preset": "small",

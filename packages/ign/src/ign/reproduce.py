@@ -25,9 +25,9 @@ from ign.classifier import judge
 from ign.config import TRAIN, ReproduceConfig
 from ign.evaluate import ceiling, idempotence, quality
 from ign.generate import IGN
-from ign.method import Naive, Noise, Objective, Shared, single_graph
+from ign.method import Naive, Objective, Shared, single_graph
 from ign.model import build
-from ign.train import network, settle, train
+from ign.train import train
 
 
 def folder() -> Path:
@@ -139,7 +139,7 @@ def small_samples(seeds: int) -> dict[str, Any]:
             run = train(
                 replace(config, seed=seed), RunOptions(out=f"{scratch}/{seed}", device="cpu"), "small"
             )
-            ign, blank = IGN.load(run), _untrained(replace(config, seed=seed), train_set)
+            ign, blank = IGN.load(run), experiments.untrained(replace(config, seed=seed), train_set)
             for k in (1, 2):
                 found = quality(ign.sample(1000, k, seed), held_out, judge_)
                 rows[f"k{k}"].append(found | idempotence(ign, 500, held_out, k=1, seed=seed))
@@ -169,13 +169,6 @@ def small_samples(seeds: int) -> dict[str, Any]:
             "real": "1,000 training digits as if they were samples: the ceiling",
         },
     }  # fmt: skip
-
-
-def _untrained(config, train_set: data.Images) -> IGN:
-    rng.seed_everything(config.seed)
-    net, noise = network(config, train_set.shape), Noise(config.noise, train_set.shape)
-    settle(net, noise, train_set, config.seed)
-    return IGN(net, noise)
 
 
 # ---- resume ----------------------------------------------------------------------------------------------
