@@ -16,6 +16,7 @@ from paperkit import UserError, results, rng
 from paperkit.run import suggest
 from tqdm import tqdm
 
+from ign import peer
 from ign.config import TRAIN, BenchConfig, TrainConfig
 from ign.method import Naive, Objective, Shared, distance
 from ign.model import Network, network
@@ -58,16 +59,21 @@ def bench(config: BenchConfig) -> list[Path]:
         raise UserError(
             f"no benchmark {config.id}{suggest(config.id, BENCHES)}; there are {', '.join(BENCHES)}"
         )
-    if config.peer and config.id not in PEERS:
-        raise UserError(f"--peer is for {', '.join(PEERS) or 'no benchmark yet'}, not for {config.id}")
+    if config.peer and config.id not in (*PEERS, "all"):
+        raise UserError(f"--peer is for {', '.join(PEERS)}, not for {config.id}")
     written = []
     for name in BENCHES if config.id == "all" else [config.id]:
+        if config.id == "all" and name in PEERS and not config.peer:
+            print(f"ign bench {name}: left out, as --peer names no checkout to compare with", flush=True)
+            continue
         print(f"ign bench {name}", flush=True)
         since = time.monotonic()
         record = BENCHES[name](config)
         words = f"--repeats {config.repeats} --threads {config.threads}"
+        words += " --peer CHECKOUT" if name in PEERS else ""
+        package = "--group bench ign" if name in PEERS else "ign"
         record = results.benchmark(
-            paper="ign", id=name, command=f"uv run --package ign ign bench {name} {words}",
+            paper="ign", id=name, command=f"uv run --package ign {package} bench {name} {words}",
             threads=config.threads, wall_s=time.monotonic() - since, **record,
         )  # fmt: skip
         path = results.write(config.out or folder(), record)
@@ -205,6 +211,32 @@ def print_peak(name: str, threads: int) -> None:
     print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit))
 
 
-BENCHES: dict[str, Callable[[BenchConfig], dict[str, Any]]] = {"step": step}
-PEERS: tuple[str, ...] = ()
+# ---- peer ------------------------------------------------------------------------------------------------
+
+
+def against_peer(config: BenchConfig) -> dict[str, Any]:
+    """One step of our default engine and of the public implementation on its very network."""
+    if not config.peer:
+        raise UserError("bench peer times another implementation: name a checkout of it by --peer")
+    other = peer.Peer(Path(config.peer).absolute())
+    times, loading = peer.step_times(other, PEER_BATCH, config.repeats, config.threads)
+    medians = {row: float(np.median(values)) for row, values in times.items()}
+    return {
+        "claim": "Our default step is at least 1.2 times as fast as public code's on the latter's network",
+        "data": f"random images 1x32x32, batch {PEER_BATCH}, DCGAN 64-128-256",
+        "ours": times["ours"], "against": (other.version, times["peer"]), "target": 1.2,
+        "peak_mib": (peer.peak_mib(config.threads, PEER_BATCH), None), "device": "cpu",
+        "details": {
+            "ratio_of_own_net": round(medians["peer"] / medians["ours_own_net"], 3),
+            "own_net": "the same layers in our network, whose norms keep statistics for each role",
+            "loading_ms": round(1e3 * loading, 3),
+            "time": "theirs: from one call of its logger to the next, the loading of a batch included; ours: "
+                    "noise, zero_grad, engine step, Adam step, losses read; in turns in one process",
+        },
+    }  # fmt: skip
+
+
+BENCHES: dict[str, Callable[[BenchConfig], dict[str, Any]]] = {"step": step, "peer": against_peer}
+PEERS: tuple[str, ...] = ("peer",)
+PEER_BATCH = 64
 """The benchmarks that compare with a checkout of another implementation, named by --peer."""

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from ign.data import Images
 
-STEPS = {"small": (1500, 64), "large": (4000, 128)}
+STEPS = {"small": (1500, 64), "large": (3000, 128)}
 """(steps, batch) of training, below and from 10,000 images on."""
+LARGE = 16
+"""From this side on the maps are halved after the first convolution: a quarter of the arithmetic."""
 SHIFT = {8: 1, 28: 2, 32: 2}
 """Pixels of random shift in training, by image side."""
 
@@ -27,9 +29,11 @@ class Classifier(nn.Module):
 
     def __init__(self, channels: int, side: int, classes: int):
         super().__init__()
-        inner = side // 4
+        early = side >= LARGE
+        inner = side // 8 if early else side // 4
         self.body = nn.Sequential(
             nn.Conv2d(channels, 32, 3, 1, 1), nn.BatchNorm2d(32), nn.ReLU(),
+            *([nn.MaxPool2d(2)] if early else []),
             nn.Conv2d(32, 64, 3, 1, 1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2),
             nn.Conv2d(64, 64, 3, 1, 1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2),
             nn.Flatten(), nn.Dropout(0.3), nn.Linear(64 * inner * inner, 64), nn.ReLU(),

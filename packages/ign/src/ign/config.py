@@ -377,6 +377,8 @@ class ReproduceConfig:
     """Result file to write, or all."""
     seeds: int = 0
     """How many seeds, 0, 1, …; 0 = as many as the claim's own protocol says."""
+    peer: str = ""
+    """Folder of a checkout of the other implementation, for the claim that compares with one."""
     out: str = ""
     """Folder for the JSON; by default the package's results folder."""
 
