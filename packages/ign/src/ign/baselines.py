@@ -25,7 +25,7 @@ from ign.method import Noise, Objective, Shared, distance
 from ign.model import Network, build, update_average
 from ign.train import learning_rate, objective, parameters
 
-STEPS = 1500
+STEPS = 1000
 """Optimiser steps of IGN; the others make as many as take the same time."""
 SAMPLES = 2000
 CONFIG = MNIST(STEPS, limit=10_000)

@@ -20,7 +20,7 @@ from paperkit import UserError, results, rng
 from paperkit.run import RunOptions, checkpoints, load_checkpoint, read_metrics, suggest
 from tqdm import tqdm
 
-from ign import baselines, data, experiments, quality, ring, theorem
+from ign import baselines, data, experiments, projection, quality, ring, theorem
 from ign.classifier import judge
 from ign.config import TRAIN, ReproduceConfig
 from ign.evaluate import ceiling, idempotence
@@ -265,6 +265,7 @@ CLAIMS: dict[str, Callable[[int], dict[str, Any]]] = {
     "ring-tightness": ring.tightness,
     **experiments.CLAIMS,
     "baselines": baselines.baselines,
+    "projection": projection.projection,
     "mnist-quality": quality.mnist_quality,
 }
 PEERS: dict[str, Callable[[int, str], dict[str, Any]]] = {"mnist-quality": quality.mnist_quality}
