@@ -137,6 +137,43 @@ def test_images_of_32_become_images_of_28_in_range():
     torch.testing.assert_close(small, torch.ones(2, 1, 28, 28))
 
 
+def test_claims_and_benchmarks_that_need_a_checkout_ask_for_it(tmp_path, capsys, monkeypatch):
+    from ign import bench, reproduce
+    from ign.config import BenchConfig, ReproduceConfig
+
+    with pytest.raises(UserError, match="name a checkout of it by --peer"):
+        reproduce.reproduce(ReproduceConfig("mnist-quality"))
+    with pytest.raises(UserError, match="name a checkout of it by --peer"):
+        bench.bench(BenchConfig("peer"))
+    with pytest.raises(UserError, match="--peer is for mnist-quality, not for resume"):
+        reproduce.reproduce(ReproduceConfig("resume", peer=str(tmp_path)))
+    monkeypatch.setattr(reproduce, "CLAIMS", {"mnist-quality": reproduce.CLAIMS["mnist-quality"]})
+    assert reproduce.reproduce(ReproduceConfig("all")) == []
+    assert "mnist-quality: left out" in capsys.readouterr().out
+
+
+def test_a_step_with_bf16_and_its_arithmetic_are_timed_on_any_device():
+    from ign import bench
+
+    case = bench.Case(TrainConfig(width=8, code=3, batch=4, norm="none"), (1, 4, 4))
+    run, operations = bench.gpu_step(case, "cpu", bf16=True, compiled=False)
+    assert len(bench.synchronised(run, 5, "cpu")) == 5
+    # Multiplications and additions of f's products on 4 images, forward; f is applied three times.
+    products = 2 * 4 * (16 * 8 + 8 * 8 + 8 * 3) * 2
+    assert operations == pytest.approx(products * 3 * 3, rel=0.15)  # backward: twice the forward, nearly
+    assert bench.matrix_peak("cpu", 64) > 0
+
+
+def test_the_gpu_benchmark_refuses_where_there_is_none():
+    from ign import bench
+    from ign.config import BenchConfig
+
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(UserError, match="needs a CUDA device"):
+        bench.bench(BenchConfig("gpu"))
+
+
 # ---- projection ------------------------------------------------------------------------------------------
 
 

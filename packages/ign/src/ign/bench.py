@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from paperkit import UserError, results, rng
 from paperkit.run import suggest
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from ign import peer
@@ -65,6 +66,9 @@ def bench(config: BenchConfig) -> list[Path]:
     for name in BENCHES if config.id == "all" else [config.id]:
         if config.id == "all" and name in PEERS and not config.peer:
             print(f"ign bench {name}: left out, as --peer names no checkout to compare with", flush=True)
+            continue
+        if config.id == "all" and name == "gpu" and not torch.cuda.is_available():
+            print("ign bench gpu: left out, as there is no CUDA device", flush=True)
             continue
         print(f"ign bench {name}", flush=True)
         since = time.monotonic()
@@ -236,7 +240,80 @@ def against_peer(config: BenchConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
-BENCHES: dict[str, Callable[[BenchConfig], dict[str, Any]]] = {"step": step, "peer": against_peer}
+# ---- gpu -------------------------------------------------------------------------------------------------
+
+
+def on_gpu(config: BenchConfig) -> dict[str, Any]:
+    """Images per second of training on CUDA in fp32 and bf16, with and without torch.compile."""
+    if not torch.cuda.is_available():
+        raise UserError("bench gpu needs a CUDA device, and there is none here")
+    case = Case(replace(TRAIN["paper"][0], batch=256), LARGE.shape)
+    peak = matrix_peak("cuda")
+    rows, times = {}, {}
+    for name in ("fp32", "bf16", "bf16 compiled"):
+        torch.cuda.reset_peak_memory_stats()
+        run, flops = gpu_step(case, "cuda", bf16="bf16" in name, compiled="compiled" in name)
+        times[name] = synchronised(run, config.repeats, "cuda")
+        median = float(np.median(times[name]))
+        rows[name] = {
+            "images_per_s": case.config.batch / median, "share_of_peak": flops / median / peak,
+            "peak_mib": torch.cuda.max_memory_allocated() / 2**20,
+        }  # fmt: skip
+    return {
+        "claim": "Training in bf16 under torch.compile is no slower than without", "data": f"random, {case}",
+        "ours": times["bf16 compiled"], "against": ("bf16, not compiled", times["bf16"]), "target": 1.0,
+        "peak_mib": (rows["bf16 compiled"]["peak_mib"], rows["bf16"]["peak_mib"]),
+        "device": torch.cuda.get_device_name(),
+        "details": {"rows": rows, "peak_flops_of_a_bf16_product_of_8192": peak,
+                    "flops": "of the step's convolutions and products, as torch counts them"},
+    }  # fmt: skip
+
+
+def gpu_step(case: Case, device: str, bf16: bool, compiled: bool) -> tuple[Callable[[], object], float]:
+    """One optimiser step of the default engine on a device, and its arithmetic in operations."""
+    rng.seed_everything(0)
+    net = network(case.config, case.shape).to(device)
+    optimiser = torch.optim.Adam(net.parameters(), 1e-4, betas=(0.5, 0.999), fused=True)
+    x = rng.normal((case.config.batch, *case.shape), 0, 0, "x").clamp(-1, 1).to(device)
+    z = rng.normal(tuple(x.shape), 0, 0, "z").to(device)
+    called = torch.compile(net) if compiled else net
+    engine = Shared(called, fastest(case.config) == "joint")  # pyright: ignore[reportArgumentType]
+    objective = Objective()
+
+    def run() -> None:
+        optimiser.zero_grad(set_to_none=True)
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+            engine.step(x, z, objective)
+        optimiser.step()
+
+    with FlopCounterMode(display=False) as counter:
+        Shared(net).step(x, z, objective)
+    return run, float(counter.get_total_flops())
+
+
+def synchronised(run: Callable[[], object], repeats: int, device: str) -> list[float]:
+    """Seconds of each repetition until the device is done, after three to warm up."""
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    taken = []
+    for turn in range(repeats + 3):
+        wait()
+        since = time.perf_counter()
+        run()
+        wait()
+        if turn >= 3:
+            taken.append(time.perf_counter() - since)
+    return taken
+
+
+def matrix_peak(device: str, side: int = 8192) -> float:
+    """Operations per second of a square bf16 matrix product, the median of ten."""
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    return 2 * side**3 / float(np.median(synchronised(lambda: a @ b, 10, device)))
+
+
+BENCHES: dict[str, Callable[[BenchConfig], dict[str, Any]]] = {
+    "step": step, "peer": against_peer, "gpu": on_gpu,
+}  # fmt: skip
 PEERS: tuple[str, ...] = ("peer",)
 PEER_BATCH = 64
 """The benchmarks that compare with a checkout of another implementation, named by --peer."""
