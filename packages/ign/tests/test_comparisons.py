@@ -205,3 +205,23 @@ def test_a_denoiser_learns_to_remove_its_own_corruption(digits):
     for step in range(1, 201):
         method.step(data.batch(digits, config, step), step, 200)
     assert (method.restore(y, 1) - x).square().mean() < 0.8 * (y - x).square().mean()
+
+
+def test_a_dead_feature_of_the_judge_cannot_decide_a_score(digits, tmp_path, monkeypatch):
+    from ign import classifier
+
+    monkeypatch.setattr(classifier, "STEPS", {"small": (3, 16), "large": (3, 16)})
+    original = classifier._fit
+
+    def with_a_dead_unit(net, train):
+        original(net, train)
+        linear = net.body[-2]
+        with torch.no_grad():
+            linear.weight[0], linear.bias[0] = 0.0, -1.0  # silent on every image
+
+    monkeypatch.setattr(classifier, "_fit", with_a_dead_unit)
+    judge = classifier.judge(digits, data.load(TINY, "test"), tmp_path)
+    assert torch.isinf(judge.spread[0])
+    features = judge.features(digits.floats()[:5])
+    assert (features[:, 0] == 0).all()
+    assert torch.isfinite(features).all()

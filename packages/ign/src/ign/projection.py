@@ -1,7 +1,7 @@
 """E6, projection: corrupted test digits through f, against a denoiser. Used by `ign reproduce projection`.
 
 The judge's accuracy tells whether a digit is still the digit it was. The recipe was chosen on the second half
-of the test set (`VALIDATION`), the figures are those of the first.
+of the test set (`VALIDATION`), the figures are those of its first images (`HELD_OUT`).
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from ign.corrupt import corrupt
 from ign.experiments import MNIST, Figures, Yardstick, column, remember, trained
 from ign.generate import IGN
 
-HELD_OUT, VALIDATION = slice(0, 5000), slice(5000, 10_000)
+HELD_OUT, VALIDATION = slice(0, 2000), slice(5000, 10_000)
 STRENGTHS: dict[Corruption, tuple[float, ...]] = {
     "noise": (0.15, 0.3, 0.5),
     "mask": (0.25, 0.375, 0.5),
