@@ -21,7 +21,7 @@ from ign.generate import IGN
 from ign.peer import SIDE, Peer, to_28
 from ign.train import train
 
-STEPS = 3000
+STEPS = 2000
 """Steps of the `mnist` preset that set the time which the public implementation gets too."""
 SAMPLES = 5000
 ARMS = {"own": {}, "small": {"batch": 64, "width": 16}}
@@ -80,7 +80,7 @@ def mnist_quality(seeds: int, peer: str = "") -> dict[str, Any]:
                     "checkpoint after ours' time, so that start-up is free for it; each alone on one core",
             "real": "5,000 training digits as if samples; as they are, and enlarged to 32x32 and back as "
                     "the public implementation's are",
-            "ours_full": "seed 0 of the whole preset, which takes four times as long",
+            "ours_full": "seed 0 of the whole preset, which is six times as long",
         },
     }  # fmt: skip
 
