@@ -37,9 +37,9 @@ SMALL = replace(TRAIN["small"][0], log_every=1000, sample_every=6000, save_every
 Figures = dict[str, float]
 
 
-def MNIST(steps: int, **changes: Any) -> TrainConfig:
-    """The `mnist` preset at another length, its ramp and pictures scaled with it."""
-    preset = TRAIN["mnist"][0]
+def MNIST(steps: int, base: str = "mnist", **changes: Any) -> TrainConfig:
+    """A preset for MNIST at another length, its ramp and pictures scaled with it."""
+    preset = TRAIN[base][0]
     short = {"tight_ramp": min(preset.tight_ramp, steps * 2 // 3), "sample_every": steps, "save_every": steps}
     return replace(preset, **{"steps": steps, "log_every": 500, **short, **changes})
 

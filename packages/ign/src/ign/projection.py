@@ -21,7 +21,6 @@ from ign.classifier import Judge
 from ign.config import Corruption, TrainConfig
 from ign.corrupt import corrupt
 from ign.experiments import MNIST, Figures, Yardstick, column, remember, trained
-from ign.generate import IGN
 
 HELD_OUT, VALIDATION = slice(0, 2000), slice(5000, 10_000)
 STRENGTHS: dict[Corruption, tuple[float, ...]] = {
@@ -36,12 +35,15 @@ LOUD = (1.0, 1.5, 2.0)
 """Noise at which the judge itself fails on the corrupted image; reported beside."""
 SUFFICIENT = 0.05
 """Level of McNemar's one-sided test."""
-DENOISER_STEPS = 1500
+DENOISER_STEPS = 1000
 PLAIN = MNIST(2000)
 """The `mnist` preset, shortened."""
-RECIPE = MNIST(2000, jitter=0.5, jitter_target="clean", code=64, tight=0.1, tight_start=-1.0)
-"""Noisy training images with clean targets, a wider code, a weaker outward pull."""
-CHOICE = "not yet chosen"
+RECIPE = MNIST(2000, base="restore")
+"""The preset for projection, shortened: noisy images with clean targets, a wide code, a weak pull."""
+CHOICE = (
+    "judge's accuracy on clean images and on noise 0.5 after f, 1,500 steps on 20,000 images: noisy targets, "
+    "code 24, l_t 0.4: 0.635, 0.596; clean targets, code 64, l_t 0.4: 0.982, 0.976; l_t 0.1: 0.985, 0.986"
+)
 
 
 def corruptions(x: Float[Tensor, "n 1 h w"]) -> dict[str, Float[Tensor, "n 1 h w"]]:
@@ -123,13 +125,6 @@ def restorer(kind: Corruption, config: TrainConfig, train_set: data.Images) -> R
     return method
 
 
-def again(ign: IGN, y: Tensor, k: int) -> Tensor:
-    """f applied `k` times with the statistics of data each time: f(y) is meant to be a digit."""
-    for _ in range(k):
-        y = ign.apply(y, 1, "x")
-    return y
-
-
 def neighbour(x: Float[Tensor, "n 1 h w"], known: Float[Tensor, "m 1 h w"], labels: Tensor) -> Tensor:
     """The label of each image's nearest training image: a second classifier, which noise troubles less."""
     flat = known.flatten(1)
@@ -145,14 +140,14 @@ def projection(seeds: int) -> dict[str, Any]:
 
     def judged(config: TrainConfig, label: str) -> Figures:
         ign = trained(config, label)
-        return examine(lambda y, k: again(ign, y, k), x, labels, yard.judge)
+        return examine(ign.project, x, labels, yard.judge)
 
     def by_neighbour() -> Figures:
         ign = trained(RECIPE, "projection")
         found = {}
         for name, y in corruptions(x).items():
             if name.startswith("noise"):
-                for when, image in (("before", y), ("after", again(ign, y, 1))):
+                for when, image in (("before", y), ("after", ign.project(y))):
                     right = neighbour(image, known, names) == labels
                     found[f"{when}_{name}"] = float(right.float().mean())
         return found
@@ -165,7 +160,7 @@ def projection(seeds: int) -> dict[str, Any]:
         return found
 
     for seed in tqdm(range(seeds), desc="seeds"):
-        for label, config in (("ours", RECIPE), ("preset", PLAIN)):
+        for label, config in (("ours", RECIPE), ("preset", PLAIN))[: 2 if seed < 2 else 1]:
             make = lambda config=config, label=label, seed=seed: judged(replace(config, seed=seed), label)  # noqa: E731
             rows[label].append(remember(f"projection {label} {seed}", make))
         rows["denoiser"].append(remember(f"projection denoiser {seed}", lambda seed=seed: denoised(seed)))
