@@ -368,7 +368,6 @@ def out_of_distribution(seeds: int) -> dict[str, Any]:
             "drift_l1": IGN(ign.net, ign.noise, "l1").drift,
             "drift_of_two_applications": lambda x, ign=ign: distance(ign.project(x, 2), x, "l2"),
             "drift_tight_0.1": trained(replace(SMALL, tight=0.1, seed=seed), "listing").drift,
-            "drift_no_tight": trained(replace(SMALL, tight=0.0, seed=seed), "no_tight").drift,
             "autoencoder": trained(replace(plain, seed=seed), "autoencoder").drift,
             "nearest": lambda x: nearest_distance(x.flatten(1), yard.known.flatten(1)),
         }
