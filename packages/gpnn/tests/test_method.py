@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from gpnn.folding import fold_compiled
 from gpnn.method import (
     KeySet,
     LevelFacts,
@@ -12,6 +13,7 @@ from gpnn.method import (
     coarse_to_fine,
     depth,
     fold,
+    fold_torch,
     fold_weights,
     key_set,
     level_size,
@@ -433,3 +435,15 @@ def test_key_set_of_one_image_has_no_frame():
     assert isinstance(keys, KeySet)
     assert keys.mask is None
     assert keys.parts == ((0, 20, 20, 0),)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("patch", [1, 3, 7])
+def test_compiled_fold_is_the_plain_one_bit_for_bit(dtype, patch):
+    draw = torch.Generator().manual_seed(patch)
+    values = torch.rand(3, 20, 17, generator=draw, dtype=dtype)
+    field = torch.randint((20 - patch + 1) * (17 - patch + 1), (9, 14), generator=draw)
+    weights = fold_weights(patch)
+    assert torch.equal(fold_compiled(values, field, weights), fold_torch(values, field, weights))
+    turned = values.transpose(1, 2).contiguous().transpose(1, 2)  # not contiguous, the same numbers
+    assert torch.equal(fold_compiled(turned, field, weights), fold_compiled(values, field, weights))

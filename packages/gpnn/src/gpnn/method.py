@@ -27,6 +27,7 @@ from paperkit.resize import exact, output_length, resize
 from torch import Tensor
 from torch.nn import functional as F
 
+from gpnn.folding import can_compile, fold_compiled
 from gpnn.search import Kind, Matcher, matcher
 
 Keys = Literal["blurred", "switch", "both"]
@@ -243,24 +244,34 @@ def fold(
 ) -> Float[Tensor, "c s t"]:
     """The image whose patch i is patch field[i] of `values`; overlaps by weighted mean, mean or median.
 
-    By p^2 gathers, patches are never unfolded. Equal contributions give exactly their value: the mean is
-    taken of the differences from one of them.
+    By gathers, patches are never unfolded. Equal contributions give exactly their value: the mean is taken of
+    the differences from one of them.
     """
+    if kind != "median":
+        weights = fold_weights(patch, kind)
+        return (fold_compiled if can_compile(values) else fold_torch)(values, field, weights)
+    width = values.shape[2]
+    columns = width - patch + 1
+    return _median(values.flatten(1), field // columns * width + field % columns, width, patch)
+
+
+def fold_torch(
+    values: Float[Tensor, "c h w"], field: Int64[Tensor, "gh gw"], weights: Float64[Tensor, "p"]
+) -> Float[Tensor, "c s t"]:
+    """The weighted mean by p^2 gathers of torch, on any device."""
+    patch = len(weights)
     c, _, width = values.shape
     gh, gw = field.shape
     flat, columns = values.flatten(1), width - patch + 1
     origin = field // columns * width + field % columns
-    if kind == "median":
-        return _median(flat, origin, width, patch)
     row, column = torch.arange(gh + patch - 1), torch.arange(gw + patch - 1)
     i, j = row.clamp(max=gh - 1).to(field.device), column.clamp(max=gw - 1).to(field.device)
     inside = (row.to(i) - i)[:, None] * width + (column.to(j) - j)
     base = flat[:, origin[i][:, j] + inside]
-    g = fold_weights(patch, kind)
     total, weight = torch.zeros_like(base), torch.zeros_like(base[0])
     for u in range(patch):
         for v in range(patch):
-            w = float(g[u] * g[v])
+            w = float(weights[u] * weights[v])
             here = (..., slice(u, u + gh), slice(v, v + gw))
             part = flat[:, (origin + (u * width + v)).flatten()].view(c, gh, gw)
             total[here] += w * (part - base[here])
