@@ -266,6 +266,8 @@ class ReproduceConfig:
     """How many seeds, 0, 1, ..."""
     side: int = 0
     """Longer side of the images in pixels; 0 = the claim's."""
+    official: str = ""
+    """For parity: a checkout of WeizmannVision/DropTheGAN; by default the variable GPNN_OFFICIAL."""
     out: str = ""
     """Folder for the JSON; by default the package's results folder."""
 

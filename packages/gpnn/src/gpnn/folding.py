@@ -1,7 +1,6 @@
-"""The fold's inner loops, compiled by numba. Used by `method.fold` on the CPU; the same sums in the same order.
+"""The fold's inner loops, compiled by numba. Used by `method.fold` on the CPU: the same sums in one order.
 
-Gathers one pixel after another: at the sizes of a laptop's pictures, torch's p^2 indexed reads and writes cost
-more than the search itself.
+At the sizes of a laptop's pictures torch's p^2 indexed reads and writes cost more than the search.
 """
 
 import inspect
