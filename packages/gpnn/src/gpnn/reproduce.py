@@ -22,6 +22,7 @@ from gpnn import metrics, tasks
 from gpnn.config import ReproduceConfig
 from gpnn.method import Settings, Source, depth, key_set, level_size, pnn_step, up
 from gpnn.parity import parity, parity_double
+from gpnn.published import realism_diversity
 from gpnn.search import Matcher, matcher, rows
 from gpnn.session import read_image
 
@@ -399,6 +400,7 @@ CLAIMS: dict[str, Callable[[ReproduceConfig], dict[str, Any]]] = {
     "retarget-content": retarget_content,
     "inpaint": inpaint,
     "completeness": completeness,
+    "realism-diversity": realism_diversity,
     "parity": parity,
     "parity-double": parity_double,
 }
