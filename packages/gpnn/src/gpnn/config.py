@@ -281,7 +281,7 @@ class BenchConfig:
     """Time and memory, beside another implementation where one is named."""
 
     id: Positional[str] = "all"
-    """official, scale, efficient, or all."""
+    """official, scale, efficient, gpu, or all that this machine can run."""
     peer: str = ""
     """Checkout of the other implementation; without it only our side is timed."""
     peer_python: str = ""

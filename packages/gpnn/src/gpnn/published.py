@@ -30,7 +30,7 @@ MARGIN = 0.1
 """Less realism than this share of the published GPNN's mean counts as no less."""
 NOTE = (
     "realism_half: at half size. frechet: features of the second fire module of SqueezeNet 1.0, over the "
-    "variance of those of the source; not SIFID. departure: root mean square grey difference from the source, "
+    "variance of those of the source; not SIFID. departure: root mean square grey difference to the source, "
     "over its standard deviation. diversity: over the same, the standard deviation over diversity_samples."
 )
 
