@@ -153,6 +153,20 @@ class Source:
         fine = self.sharp(n)[1]
         return image, None if mask is None or fine is None else mask & fine
 
+    def has_keys(self, levels: int, patch: int) -> bool:
+        """Whether a pass of so many levels finds a valid patch at each of them."""
+        return self.keyless(levels, patch) is None
+
+    def keyless(self, levels: int, patch: int) -> int | None:
+        """The coarsest level of such a pass that has no valid patch."""
+        if self.weight is None:
+            return None
+        for n in range(levels, -1, -1):
+            mask = (self.sharp(n) if n == levels else self.blurred(n))[1]
+            if mask is not None and not bool((F.max_pool2d((~mask)[None].float(), patch, 1) == 0).any()):
+                return n
+        return None
+
 
 def _ratio(image: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
     if weight is None:
@@ -426,21 +440,10 @@ def _check_sizes(
                 f"{what} of {h}x{w} at the coarsest level is smaller than a {p}x{p} patch: use fewer levels "
                 "or a larger image"
             )
-    for level in range(n, -1, -1):
-        for source in sources:
-            if source.weight is not None and not _has_patch(key_set([source], level, _least(level, n)), p):
-                raise UserError(
-                    f"no patch of level {level} ({'x'.join(map(str, source.size(level)))}) lies outside the "
-                    "mask: use fewer levels or a smaller hole"
-                )
-
-
-def _least(level: int, coarsest: int) -> Literal["blurred", "sharp"]:
-    return "sharp" if level == coarsest else "blurred"
-
-
-def _has_patch(keys: KeySet, patch: int) -> bool:
-    if keys.mask is None:
-        return True
-    hole = (~keys.mask)[None].float()
-    return bool((F.max_pool2d(hole, patch, 1) == 0).any())
+    for source in sources:
+        level = source.keyless(n, p)
+        if level is not None:
+            raise UserError(
+                f"no patch of level {level} ({'x'.join(map(str, source.size(level)))}) lies outside the "
+                "mask: use fewer levels or a smaller hole"
+            )

@@ -99,6 +99,11 @@ class SqueezeNetFrechet:
     def __init__(self, root: Path) -> None:
         from torchvision.models import squeezenet1_0
 
+        if not (root / WEIGHTS).exists():
+            raise UserError(
+                f"the feature network's weights are missing: put SqueezeNet 1.0 (torchvision's key names, "
+                f"safetensors) at {root / WEIGHTS}"
+            )
         net = squeezenet1_0(weights=None)
         net.load_state_dict(load_weights(root / WEIGHTS))
         self.features = net.features[:5].eval().requires_grad_(False)
