@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -136,11 +138,11 @@ def test_the_official_code_is_watched_from_outside(monkeypatch):
     assert 0 < steps["fold"] < 0.1  # a plain mean, not the weighted one
 
 
-def test_a_checkout_that_fails_is_one_line():
-    Path("checkout").mkdir()
-    Path("checkout/gpnn.py").write_text("raise ValueError('broken')")
+def test_a_checkout_that_fails_is_one_line(monkeypatch):
+    failed = subprocess.CompletedProcess([], 1, "", "Traceback\nValueError: broken\n")
+    monkeypatch.setattr(subprocess, "run", lambda *words, **more: failed)
     case = parity.Case("edit", torch.rand(3, 16, 16), torch.rand(3, 16, 16))
-    with pytest.raises(UserError, match="broken"):
+    with pytest.raises(UserError, match=r"failed: .*broken"):
         parity.run_official(Path("checkout"), case)
 
 
@@ -274,8 +276,6 @@ def test_what_is_timed_is_the_real_call(task):
 
 def test_a_timed_process_prints_four_numbers():
     np.savez("in.npz", **bench.inputs(bench.Case("step", 40, math.inf, 1)))
-    import sys
-
     wall, cpu, peak, before = bench._timed(sys.executable, ["ours", "in.npz", "out.npy"], 1)
     assert min(wall, cpu) > 0
     assert peak >= before > 0
