@@ -43,6 +43,12 @@ TASKS = {
 STEP_TOLERANCE, OUTPUT_TOLERANCE = 1e-5, 0.01
 NO_WORSE = 1e-12
 """Scores that differ by less, relatively, are equal: the float64 sums take another order here."""
+ROUNDING = (
+    "The released code is as far from itself: given the same images in float64 it departs from its float32 "
+    "output by the same figures as ours does (last two arms), where its float32 distances chose a worse key "
+    "for a few queries. On fine textures (brick) one such key is enough for another picture of equal kind."
+)
+"""Why whole outputs differ; said only where the figures show it."""
 
 
 @dataclass(frozen=True)
@@ -273,7 +279,9 @@ def parity(config: ReproduceConfig) -> dict[str, Any]:
         "official in float64 against itself: relative difference": list(itself.values()),
         "official in float64 against itself: psnr_db": [row["itself_psnr_db"] for row in rows],
     }
+    twin = max(abs(apart[name] - itself[name]) for name in apart)
     return record | {
+        "explanation": ROUNDING if kept and twin < OUTPUT_TOLERANCE / 10 else "",
         "claim": "Beside the released code on the same inputs: no key is worse, outputs have equal figures",
         "metric": "relative_difference_of_means", "ours": list(apart.values()),
         "criterion": "every search step: our S at most 1e-5 above theirs, and where the keys differ theirs "
