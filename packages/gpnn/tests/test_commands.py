@@ -236,7 +236,7 @@ def test_a_folder_that_is_not_empty_or_cannot_be_made(capsys):
 
 def test_claims_and_benchmarks_are_listed():
     assert list(CLAIMS)[:5] == ["exact-search", "identity", "key-schedule", "retarget-content", "inpaint"]
-    assert set(CASES) == {"official", "scale"}
+    assert set(CASES) == {"official", "scale", "efficient", "gpu"}
 
 
 def test_brute_force_takes_the_lowest_of_equals():
@@ -256,3 +256,27 @@ def test_a_claim_writes_its_file():
     record = json.loads(Path("exact-search.json").read_text())
     assert record["holds"]
     assert record["details"]["queries"] > 1000
+
+
+def test_inpainting_takes_as_many_levels_as_the_hole_leaves(capsys):
+    """A hole that leaves no key at the depth of its size: fewer levels, where none were asked for."""
+    words = ["inpaint", "brick", "--side", "40", "--hole", "0,8,40,32", "--steps", "1", "--coarse-steps", "1"]
+    assert main([*words, "--out", "a"]) == 0
+    assert "0 levels" in capsys.readouterr().out
+    code, error = said(capsys, *words, "--levels", "2", "--out", "b")
+    assert code == 2
+    assert "fewer levels or a smaller hole" in error
+
+
+@pytest.mark.parametrize("words", [("generate", "--preset", "smoke"), ("batch", "in", *TINY)])
+def test_a_folder_that_is_read_only(capsys, monkeypatch, words):
+    images.write("in/a.png", torch.randint(0, 256, (3, 24, 24), dtype=torch.uint8))
+
+    def refuse(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)  # root may write anywhere
+    code, error = said(capsys, *words, "--noise-kind", "absolute", "--out", "locked/out")
+    assert code == 2
+    assert "read-only" in error
+    assert error.count("\n") == 1

@@ -167,6 +167,8 @@ def inpaint(config: c.InpaintConfig) -> Path:
             x = torch.where(hole, _colour(config.colour, x, hole), x)
         change = tasks.change_side(hole)
         settings = settings_of(config, "inpaint", [_size(x)], change)
+        if config.levels < 0:
+            settings = tasks.fillable(hole, settings)
         session.note(f"{x.shape[1]}x{x.shape[2]}, hole of {change} pixels: {_summary(settings)}")
         output = tasks.inpaint(x, hole, not config.whole, config.parity, settings, session.on_level)
         session.picture("0-painted", x, keep=False)

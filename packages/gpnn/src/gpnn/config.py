@@ -266,6 +266,8 @@ class ReproduceConfig:
     """How many seeds, 0, 1, ..."""
     side: int = 0
     """Longer side of the images in pixels; 0 = the claim's."""
+    official: str = ""
+    """For parity: a checkout of WeizmannVision/DropTheGAN; by default the variable GPNN_OFFICIAL."""
     out: str = ""
     """Folder for the JSON; by default the package's results folder."""
 
@@ -279,7 +281,7 @@ class BenchConfig:
     """Time and memory, beside another implementation where one is named."""
 
     id: Positional[str] = "all"
-    """official, scale, efficient, or all."""
+    """official, scale, efficient, gpu, or all that this machine can run."""
     peer: str = ""
     """Checkout of the other implementation; without it only our side is timed."""
     peer_python: str = ""

@@ -27,6 +27,7 @@ from paperkit.resize import exact, output_length, resize
 from torch import Tensor
 from torch.nn import functional as F
 
+from gpnn.folding import can_compile, fold_compiled
 from gpnn.search import Kind, Matcher, matcher
 
 Keys = Literal["blurred", "switch", "both"]
@@ -152,6 +153,20 @@ class Source:
         fine = self.sharp(n)[1]
         return image, None if mask is None or fine is None else mask & fine
 
+    def has_keys(self, levels: int, patch: int) -> bool:
+        """Whether a pass of so many levels finds a valid patch at each of them."""
+        return self.keyless(levels, patch) is None
+
+    def keyless(self, levels: int, patch: int) -> int | None:
+        """The coarsest level of such a pass that has no valid patch."""
+        if self.weight is None:
+            return None
+        for n in range(levels, -1, -1):
+            mask = (self.sharp(n) if n == levels else self.blurred(n))[1]
+            if mask is not None and not bool((F.max_pool2d((~mask)[None].float(), patch, 1) == 0).any()):
+                return n
+        return None
+
 
 def _ratio(image: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
     if weight is None:
@@ -243,24 +258,34 @@ def fold(
 ) -> Float[Tensor, "c s t"]:
     """The image whose patch i is patch field[i] of `values`; overlaps by weighted mean, mean or median.
 
-    By p^2 gathers, patches are never unfolded. Equal contributions give exactly their value: the mean is
-    taken of the differences from one of them.
+    By gathers, patches are never unfolded. Equal contributions give exactly their value: the mean is taken of
+    the differences from one of them.
     """
+    if kind != "median":
+        weights = fold_weights(patch, kind)
+        return (fold_compiled if can_compile(values) else fold_torch)(values, field, weights)
+    width = values.shape[2]
+    columns = width - patch + 1
+    return _median(values.flatten(1), field // columns * width + field % columns, width, patch)
+
+
+def fold_torch(
+    values: Float[Tensor, "c h w"], field: Int64[Tensor, "gh gw"], weights: Float64[Tensor, "p"]
+) -> Float[Tensor, "c s t"]:
+    """The weighted mean by p^2 gathers of torch, on any device."""
+    patch = len(weights)
     c, _, width = values.shape
     gh, gw = field.shape
     flat, columns = values.flatten(1), width - patch + 1
     origin = field // columns * width + field % columns
-    if kind == "median":
-        return _median(flat, origin, width, patch)
     row, column = torch.arange(gh + patch - 1), torch.arange(gw + patch - 1)
     i, j = row.clamp(max=gh - 1).to(field.device), column.clamp(max=gw - 1).to(field.device)
     inside = (row.to(i) - i)[:, None] * width + (column.to(j) - j)
     base = flat[:, origin[i][:, j] + inside]
-    g = fold_weights(patch, kind)
     total, weight = torch.zeros_like(base), torch.zeros_like(base[0])
     for u in range(patch):
         for v in range(patch):
-            w = float(g[u] * g[v])
+            w = float(weights[u] * weights[v])
             here = (..., slice(u, u + gh), slice(v, v + gw))
             part = flat[:, (origin + (u * width + v)).flatten()].view(c, gh, gw)
             total[here] += w * (part - base[here])
@@ -415,21 +440,10 @@ def _check_sizes(
                 f"{what} of {h}x{w} at the coarsest level is smaller than a {p}x{p} patch: use fewer levels "
                 "or a larger image"
             )
-    for level in range(n, -1, -1):
-        for source in sources:
-            if source.weight is not None and not _has_patch(key_set([source], level, _least(level, n)), p):
-                raise UserError(
-                    f"no patch of level {level} ({'x'.join(map(str, source.size(level)))}) lies outside the "
-                    "mask: use fewer levels or a smaller hole"
-                )
-
-
-def _least(level: int, coarsest: int) -> Literal["blurred", "sharp"]:
-    return "sharp" if level == coarsest else "blurred"
-
-
-def _has_patch(keys: KeySet, patch: int) -> bool:
-    if keys.mask is None:
-        return True
-    hole = (~keys.mask)[None].float()
-    return bool((F.max_pool2d(hole, patch, 1) == 0).any())
+    for source in sources:
+        level = source.keyless(n, p)
+        if level is not None:
+            raise UserError(
+                f"no patch of level {level} ({'x'.join(map(str, source.size(level)))}) lies outside the "
+                "mask: use fewer levels or a smaller hole"
+            )

@@ -18,7 +18,7 @@ from paperkit.nearest import Patches, nearest
 from paperkit.run import load_weights
 from torch import Tensor
 
-PATCH = 7
+PATCH, NEAR = 7, 2
 WEIGHTS = "weights/squeezenet1_0_deepcomp.safetensors"
 
 
@@ -40,14 +40,25 @@ def realism(y: Float[Tensor, "c h w"], x: Float[Tensor, "c s t"]) -> float:
     return float(_least(y, x).mean()) / natural_distance(x)
 
 
+def realism_and_stay(
+    y: Float[Tensor, "c h w"], x: Float[Tensor, "c h w"], natural: float
+) -> tuple[float, float]:
+    """R and `stay` by one search, where nat is known."""
+    found = nearest(Patches(y, PATCH), Patches(x, PATCH))
+    return float(found.distance.mean()) / natural, _near(found.index, y, x, NEAR)
+
+
 def completeness(y: Float[Tensor, "c h w"], x: Float[Tensor, "c s t"]) -> float:
     """C: 0 where every patch of x is in y; lower is better."""
     return float(_least(x, y).mean()) / natural_distance(x)
 
 
-def stay(y: Float[Tensor, "c h w"], x: Float[Tensor, "c h w"], near: int = 2) -> float:
+def stay(y: Float[Tensor, "c h w"], x: Float[Tensor, "c h w"], near: int = NEAR) -> float:
     """Share of y's patches whose nearest source patch lies within `near` pixels of its place: 1 = copy."""
-    index = nearest(Patches(y, PATCH), Patches(x, PATCH)).index
+    return _near(nearest(Patches(y, PATCH), Patches(x, PATCH)).index, y, x, near)
+
+
+def _near(index: Tensor, y: Tensor, x: Tensor, near: int) -> float:
     rows, columns = y.shape[1] - PATCH + 1, y.shape[2] - PATCH + 1
     place, width = torch.arange(rows * columns, device=y.device), x.shape[2] - PATCH + 1
     down = (index // width - place // columns).abs()
@@ -88,6 +99,11 @@ class SqueezeNetFrechet:
     def __init__(self, root: Path) -> None:
         from torchvision.models import squeezenet1_0
 
+        if not (root / WEIGHTS).exists():
+            raise UserError(
+                f"the feature network's weights are missing: put SqueezeNet 1.0 (torchvision's key names, "
+                f"safetensors) at {root / WEIGHTS}"
+            )
         net = squeezenet1_0(weights=None)
         net.load_state_dict(load_weights(root / WEIGHTS))
         self.features = net.features[:5].eval().requires_grad_(False)
@@ -95,6 +111,10 @@ class SqueezeNetFrechet:
     def __call__(self, a: Float[Tensor, "3 h w"], b: Float[Tensor, "3 s t"]) -> float:
         """Fréchet distance; 0 for equal images."""
         return fid(self._rows(a), self._rows(b))
+
+    def spread(self, x: Float[Tensor, "3 h w"]) -> float:
+        """Variance of an image's features, all channels together: the unit of its distances."""
+        return max(1e-12, float(self._rows(x).double().var(0).sum()))
 
     def _rows(self, x: Tensor) -> Float[Tensor, "n d"]:
         mean = torch.tensor([0.485, 0.456, 0.406], device=x.device)[:, None, None]

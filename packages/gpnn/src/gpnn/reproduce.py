@@ -21,6 +21,8 @@ from torch import Tensor
 from gpnn import metrics, tasks
 from gpnn.config import ReproduceConfig
 from gpnn.method import Settings, Source, depth, key_set, level_size, pnn_step, up
+from gpnn.parity import parity, parity_double
+from gpnn.published import realism_diversity
 from gpnn.search import Matcher, matcher, rows
 from gpnn.session import read_image
 
@@ -52,6 +54,7 @@ def reproduce(config: ReproduceConfig) -> list[Path]:
         record = CLAIMS[name](config)
         command = f"uv run --package gpnn gpnn reproduce {name} --seeds {config.seeds}"
         command += f" --side {config.side}" if config.side else ""
+        command += " --official OFFICIAL" if name.startswith("parity") else ""
         record = results.claim(
             paper="gpnn", id=name, command=command, wall_s=time.monotonic() - since, preset="none", **record
         )
@@ -397,4 +400,7 @@ CLAIMS: dict[str, Callable[[ReproduceConfig], dict[str, Any]]] = {
     "retarget-content": retarget_content,
     "inpaint": inpaint,
     "completeness": completeness,
+    "realism-diversity": realism_diversity,
+    "parity": parity,
+    "parity-double": parity_double,
 }

@@ -415,11 +415,20 @@ def inpaint(
     if not hole.any() or hole.all():
         what = "nothing" if not hole.any() else "the whole image"
         raise UserError(f"the mask marks {what} as hole: white marks what is to be filled, black what stays")
-    settings = settings or defaults("inpaint", [_size(x)], change_side(hole))
+    settings = settings or fillable(hole, defaults("inpaint", [_size(x)], change_side(hole)))
     source = official_mask(x, ~hole, settings) if parity else Source.of(x, settings, ~hole)
     guess = pyramid(x, settings.levels, settings.ratio)[-1]
     output = coarse_to_fine([source], [guess], _size(x), settings, on_level)[0]
     return replace(output, image=torch.where(hole, output.image, x)) if composite else output
+
+
+def fillable(hole: Bool[Tensor, "h w"], settings: Settings) -> Settings:
+    """These settings, with as many of their levels as leave a key outside the hole at each."""
+    mask = Source.of(torch.zeros(1, *hole.shape, device=hole.device), settings, ~hole)
+    levels = settings.levels
+    while levels and not mask.has_keys(levels, settings.patch):
+        levels -= 1
+    return replace(settings, levels=levels)
 
 
 def official_mask(x: Float[Tensor, "c h w"], valid: Bool[Tensor, "h w"], settings: Settings) -> Source:
