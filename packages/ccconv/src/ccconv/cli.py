@@ -21,6 +21,11 @@ PAPER = Paper(
             runs=True,
             describe="ccconv.train:describe",
         ),
+        "sr": Verb(
+            "Enlarge an image by any factor, with a network trained for it once.",
+            "ccconv.sr:super_resolve",
+            config.SRConfig,
+        ),
         "evaluate": Verb(
             "Accuracy of a trained network over image sizes and hidden sizes.",
             "ccconv.evaluate:evaluate",
@@ -41,6 +46,9 @@ PAPER = Paper(
             "Run a claim of the README again and write its result file.",
             "ccconv.reproduce:reproduce",
             config.ReproduceConfig,
+        ),
+        "bench": Verb(
+            "Time a benchmark again and write its result file.", "ccconv.bench:bench", config.BenchConfig
         ),
     },
 )

@@ -209,3 +209,64 @@ class ReproduceConfig:
 
     def __post_init__(self):
         at_least(0, seeds=self.seeds)
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """A benchmark, timed again."""
+
+    id: Positional[str] = "all"
+    """Benchmark to run, or all."""
+    peer: str = ""
+    """Folder of a checkout of ResizeRight, for the benchmark resizeright."""
+    repeats: int = 20
+    """Timed repetitions of each variant, in turns; below 10 only the smallest cases are timed."""
+    threads: int = 1
+    """Threads of the CPU."""
+    out: str = ""
+    """Folder for the JSON; by default the package's results folder."""
+
+    def __post_init__(self):
+        at_least(5, repeats=self.repeats)
+        at_least(1, threads=self.threads)
+
+
+@dataclass(frozen=True)
+class SRConfig:
+    """An image enlarged by any factor, whole or not, by a network trained for it."""
+
+    image: Positional[str] = ""
+    """Image file to enlarge."""
+    scale: tuple[float, ...] = (2.0,)
+    """Factor, or two: rows and columns."""
+    out: str = "enlarged.png"
+    """PNG file to write."""
+    data: str = "photographs"
+    """Images to train on: the embedded photographs, or a folder, zip or tar."""
+    width: int = 24
+    """Channels of the encoder."""
+    blocks: int = 3
+    """Residual blocks of the encoder."""
+    steps: int = 1000
+    """Optimiser steps; the trained network is kept and used again."""
+    batch: int = 8
+    """Patches per step."""
+    patch: int = 24
+    """Side of the small patches; the large ones are 1 to 4 times as wide."""
+    lr: float = 2e-3
+    """Adam's learning rate at the start; it falls to 0 along a cosine."""
+    save_every: int = 100
+    """Steps between checkpoints."""
+    seed: int = 0
+    """Seed of weights and patches."""
+
+    def __post_init__(self):
+        at_least(
+            1, width=self.width, blocks=self.blocks, steps=self.steps, batch=self.batch,
+            patch=self.patch, save_every=self.save_every,
+        )  # fmt: skip
+        at_least(0, seed=self.seed)
+        if len(self.scale) not in (1, 2) or not all(0.05 <= s <= 32 for s in self.scale):
+            raise UserError(f"--scale takes one or two factors from 0.05 to 32, not {self.scale}")
+        if not self.lr > 0:
+            raise UserError(f"--lr must be positive, not {self.lr}")

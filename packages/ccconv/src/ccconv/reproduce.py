@@ -12,7 +12,7 @@ import torch
 import torchvision
 from paperkit import UserError, results, suggest
 
-from ccconv import exact, keypoint, pretrained, sizes
+from ccconv import anyscale, exact, keypoint, pretrained, sizes
 from ccconv.config import ReproduceConfig
 from ccconv.drift import align
 
@@ -127,6 +127,7 @@ CLAIMS: dict[str, Callable[[int], dict[str, Any]]] = {
     "drift-consequence": keypoint.drift_consequence,
     "convert": pretrained.convert_claim,
     **sizes.CLAIMS,
+    **anyscale.CLAIMS,
 }
-SEEDED = ("drift-consequence", *sizes.CLAIMS)
+SEEDED = ("drift-consequence", *sizes.CLAIMS, *anyscale.CLAIMS)
 """Claims that learn, at seeds 0, 1, …; five of them, unless the command says otherwise."""
