@@ -21,6 +21,8 @@ from ccconv.layer import CCConv2d
 SCALES = (Fraction(1, 2), Fraction(1), Fraction(3))
 """Scales at which the README's picture samples its filter."""
 GAP, HEAD = 16, 44
+MOST_RINGS = 700
+"""Points of one size pair, above which those of all but the first kernel are single pixels."""
 Offsets = list[tuple[list[float], list[float]]]
 """Sampled offsets (rows, columns) of each pair of phases."""
 
@@ -104,8 +106,12 @@ def _offsets(plan: Plan) -> Offsets:
 
 
 def _dots(pen: ImageDraw.ImageDraw, points, x0: float, y0: float, cell: int, phase: int, phases: int) -> None:
-    """Filled dots for the first phase, rings for the others; smaller where there are many."""
-    radius = cell / 9 if phase == 0 else cell / 14 if phases <= 16 else 1
+    """Filled dots for the first phase, rings for the others; where these are many, single pixels."""
+    many = phases * len(points) > MOST_RINGS
+    if phase and many:
+        pen.point([(x0 + x * cell, y0 + y * cell) for x, y in points], "#777777")
+        return
+    radius = cell / 14 if phase or many else cell / 9
     fill = "black" if phase == 0 else "white"
     for x, y in points:
         box = (x0 + x * cell - radius, y0 + y * cell - radius, x0 + x * cell + radius, y0 + y * cell + radius)
@@ -187,4 +193,4 @@ def write_report(config: ReportConfig) -> Path:
 NOTES = """Kernels: each row is one filter f as a surface over its offset from the output's centre (blue
 negative, red positive), the layer's strongest ones. A column is one input side: "12 to 16: 16 x 6x6" means
 that there the layer reads f with 16 different sets of 6x6 points. Filled dots are the set of the first output
-pixel, rings the others. One function serves all sizes: only the points move."""
+pixel, rings or grey pixels the others. One function serves all sizes: only the points move."""

@@ -181,7 +181,8 @@ def draw(folder: Path, net: Classifier, test_set: data.Images, config: TrainConf
     sides = config.draw or (config.size,)
     shown = sorted({sides[0], config.size, sides[-1]})
     for number, block in enumerate(net.blocks):
-        before = shown if number == 0 else [config.maps[number - 1]]
+        own = config.maps[number - 1]
+        before = shown if number == 0 else sorted({max(1, own * share // 4) for share in (3, 4, 5)})
         assert isinstance(block.conv, CCConv2d)
         sheet = surfaces(block.conv, before, config.maps[number])
         images.write(folder / "samples" / f"kernels of layer {number + 1}.png", sheet)
