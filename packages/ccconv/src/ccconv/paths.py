@@ -71,7 +71,9 @@ CHARGES: dict[str, tuple[float, ...]] = {
     "separable mlp": (2.5, 2.0, 1.0, 2e5),
     "separable": (3.0, 1.0),
 }
-"""What one of each term costs, in multiplications of a plain conv."""
+"""What one of each term costs, in multiplications of a plain conv: guesses that no timing has checked yet.
+
+`ccconv bench paths` measures what the choice costs against the fastest path."""
 
 
 def cost(
