@@ -192,7 +192,7 @@ def test_compiles_as_one_graph_for_several_sizes():
     assert done.stdout == "equal\n", done.stderr
 
 
-@pytest.mark.parametrize("border", ["zeros", "reflect", "symmetric"])
+@pytest.mark.parametrize("border", ["zeros", "reflect", "symmetric", "renormalize"])
 def test_baked_layer_exports(border):
     layer = CCConv2d(2, 3, 3, kernel="mlp", padding_mode=border)
     x = torch.randn(1, 2, 8, 10)
