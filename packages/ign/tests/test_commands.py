@@ -48,7 +48,8 @@ def said(capsys, *words: str) -> tuple[int, str]:
 
 
 def test_run_folder_is_whole(run):
-    assert {path.name for path in run.iterdir()} == {
+    # TensorBoard's folder is there where TensorBoard is installed.
+    assert {path.name for path in run.iterdir()} - {"tensorboard"} == {
         "config.json", "manifest.json", "metrics.jsonl", "log.txt", "samples", "checkpoints", "report.html",
     }  # fmt: skip
     manifest = json.loads((run / "manifest.json").read_text())

@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from paperkit import UserError, results, rng
 from paperkit.run import suggest
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from ign import peer
 from ign.config import TRAIN, BenchConfig, TrainConfig
 from ign.method import Naive, Objective, Shared, distance
 from ign.model import Network, network
@@ -58,16 +60,24 @@ def bench(config: BenchConfig) -> list[Path]:
         raise UserError(
             f"no benchmark {config.id}{suggest(config.id, BENCHES)}; there are {', '.join(BENCHES)}"
         )
-    if config.peer and config.id not in PEERS:
-        raise UserError(f"--peer is for {', '.join(PEERS) or 'no benchmark yet'}, not for {config.id}")
+    if config.peer and config.id not in (*PEERS, "all"):
+        raise UserError(f"--peer is for {', '.join(PEERS)}, not for {config.id}")
     written = []
     for name in BENCHES if config.id == "all" else [config.id]:
+        if config.id == "all" and name in PEERS and not config.peer:
+            print(f"ign bench {name}: left out, as --peer names no checkout to compare with", flush=True)
+            continue
+        if config.id == "all" and name == "gpu" and not torch.cuda.is_available():
+            print("ign bench gpu: left out, as there is no CUDA device", flush=True)
+            continue
         print(f"ign bench {name}", flush=True)
         since = time.monotonic()
         record = BENCHES[name](config)
         words = f"--repeats {config.repeats} --threads {config.threads}"
+        words += " --peer CHECKOUT" if name in PEERS else ""
+        package = "--group bench ign" if name in PEERS else "ign"
         record = results.benchmark(
-            paper="ign", id=name, command=f"uv run --package ign ign bench {name} {words}",
+            paper="ign", id=name, command=f"uv run --package ign {package} bench {name} {words}",
             threads=config.threads, wall_s=time.monotonic() - since, **record,
         )  # fmt: skip
         path = results.write(config.out or folder(), record)
@@ -205,6 +215,105 @@ def print_peak(name: str, threads: int) -> None:
     print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit))
 
 
-BENCHES: dict[str, Callable[[BenchConfig], dict[str, Any]]] = {"step": step}
-PEERS: tuple[str, ...] = ()
+# ---- peer ------------------------------------------------------------------------------------------------
+
+
+def against_peer(config: BenchConfig) -> dict[str, Any]:
+    """One step of our default engine and of the public implementation on its very network."""
+    if not config.peer:
+        raise UserError("bench peer times another implementation: name a checkout of it by --peer")
+    other = peer.Peer(Path(config.peer).absolute())
+    times, loading = peer.step_times(other, PEER_BATCH, config.repeats, config.threads)
+    medians = {row: float(np.median(values)) for row, values in times.items()}
+    return {
+        "claim": "Our default step is at least 1.2 times as fast as public code's on the latter's network",
+        "data": f"random images 1x32x32, batch {PEER_BATCH}, DCGAN 64-128-256",
+        "ours": times["ours"], "against": (other.version, times["peer"]), "target": 1.2,
+        "peak_mib": (peer.peak_mib(config.threads, PEER_BATCH), None), "device": "cpu",
+        "details": {
+            "ratio_of_own_net": round(medians["peer"] / medians["ours_own_net"], 3),
+            "own_net": "the same layers in our network, whose norms keep statistics for each role",
+            "loading_ms": round(1e3 * loading, 3),
+            "time": "theirs: from one call of its logger to the next, the loading of a batch included; ours: "
+                    "noise, zero_grad, engine step, Adam step, losses read; in turns in one process",
+        },
+    }  # fmt: skip
+
+
+# ---- gpu -------------------------------------------------------------------------------------------------
+
+
+def on_gpu(config: BenchConfig) -> dict[str, Any]:
+    """Images per second of training on CUDA in fp32 and bf16, with and without torch.compile."""
+    if not torch.cuda.is_available():
+        raise UserError("bench gpu needs a CUDA device, and there is none here")
+    case = Case(replace(TRAIN["paper"][0], batch=256), LARGE.shape)
+    peak = matrix_peak("cuda")
+    rows, times = {}, {}
+    for name in ("fp32", "bf16", "bf16 compiled"):
+        torch.cuda.reset_peak_memory_stats()
+        run, flops = gpu_step(case, "cuda", bf16="bf16" in name, compiled="compiled" in name)
+        times[name] = synchronised(run, config.repeats, "cuda")
+        median = float(np.median(times[name]))
+        rows[name] = {
+            "images_per_s": case.config.batch / median, "share_of_peak": flops / median / peak,
+            "peak_mib": torch.cuda.max_memory_allocated() / 2**20,
+        }  # fmt: skip
+    return {
+        "claim": "Training in bf16 under torch.compile is no slower than without", "data": f"random, {case}",
+        "ours": times["bf16 compiled"], "against": ("bf16, not compiled", times["bf16"]), "target": 1.0,
+        "peak_mib": (rows["bf16 compiled"]["peak_mib"], rows["bf16"]["peak_mib"]),
+        "device": torch.cuda.get_device_name(),
+        "details": {"rows": rows, "peak_flops_of_a_bf16_product_of_8192": peak,
+                    "flops": "of the step's convolutions and products, as torch counts them"},
+    }  # fmt: skip
+
+
+def gpu_step(case: Case, device: str, bf16: bool, compiled: bool) -> tuple[Callable[[], object], float]:
+    """One optimiser step of the default engine on a device, and its arithmetic in operations."""
+    rng.seed_everything(0)
+    net = network(case.config, case.shape).to(device)
+    optimiser = torch.optim.Adam(net.parameters(), 1e-4, betas=(0.5, 0.999), fused=True)
+    x = rng.normal((case.config.batch, *case.shape), 0, 0, "x").clamp(-1, 1).to(device)
+    z = rng.normal(tuple(x.shape), 0, 0, "z").to(device)
+    called = torch.compile(net) if compiled else net
+    engine = Shared(called, fastest(case.config) == "joint")  # pyright: ignore[reportArgumentType]
+    objective = Objective()
+
+    def run() -> None:
+        optimiser.zero_grad(set_to_none=True)
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+            engine.step(x, z, objective)
+        optimiser.step()
+
+    with FlopCounterMode(display=False) as counter:
+        Shared(net).step(x, z, objective)
+    return run, float(counter.get_total_flops())
+
+
+def synchronised(run: Callable[[], object], repeats: int, device: str) -> list[float]:
+    """Seconds of each repetition until the device is done, after three to warm up."""
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    taken = []
+    for turn in range(repeats + 3):
+        wait()
+        since = time.perf_counter()
+        run()
+        wait()
+        if turn >= 3:
+            taken.append(time.perf_counter() - since)
+    return taken
+
+
+def matrix_peak(device: str, side: int = 8192) -> float:
+    """Operations per second of a square bf16 matrix product, the median of ten."""
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    return 2 * side**3 / float(np.median(synchronised(lambda: a @ b, 10, device)))
+
+
+BENCHES: dict[str, Callable[[BenchConfig], dict[str, Any]]] = {
+    "step": step, "peer": against_peer, "gpu": on_gpu,
+}  # fmt: skip
+PEERS: tuple[str, ...] = ("peer",)
+PEER_BATCH = 64
 """The benchmarks that compare with a checkout of another implementation, named by --peer."""

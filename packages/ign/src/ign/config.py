@@ -152,6 +152,15 @@ TRAIN = {
         "digits 8x8 with the losses of the paper's appendix C, two minutes on a laptop CPU",
     ),
     "mnist": (MNIST, "MNIST 28x28, all 60,000 images, about 15 minutes on two CPU cores"),
+    "restore": (
+        # For `ign project`: noisy images with clean targets in the reconstruction term, a wide code that
+        # keeps which digit it is, the listing's weak outward pull. Its figures: `ign reproduce projection`.
+        replace(
+            MNIST, steps=6000, jitter=0.5, jitter_target="clean", code=64, tight=0.1, tight_start=-1.0,
+            tight_ramp=0,
+        ),
+        "MNIST 28x28 to project damaged images, about 8 minutes on two CPU cores; softer samples",
+    ),
     "fashion": (
         # The same recipe. The paper has no Fashion-MNIST; no figure of ours yet.
         replace(MNIST, data="FashionMNIST"),
@@ -377,6 +386,8 @@ class ReproduceConfig:
     """Result file to write, or all."""
     seeds: int = 0
     """How many seeds, 0, 1, …; 0 = as many as the claim's own protocol says."""
+    peer: str = ""
+    """Folder of a checkout of the other implementation, for the claim that compares with one."""
     out: str = ""
     """Folder for the JSON; by default the package's results folder."""
 

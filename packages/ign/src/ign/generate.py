@@ -126,10 +126,17 @@ class IGN:
         return self.decode(move(white.to(self.device), direction, strength), k)
 
     def project(self, x: Float[Tensor, "n c h w"], k: int = 1) -> Float[Tensor, "n c h w"]:
-        """f applied `k` times to images: their projections onto the learned manifold."""
+        """f applied `k` times to images: their projections onto the learned manifold.
+
+        Each time with the statistics of data: what comes of a damaged image is nearer to data than to f(z).
+        """
         if tuple(x.shape[1:]) != self.shape:
             raise UserError(f"images of shape {tuple(x.shape[1:])} do not fit this network's {self.shape}")
-        return self.apply(x, k, "x")
+        if k < 1:
+            raise UserError(f"k must be at least 1, not {k}")
+        for _ in range(k):
+            x = self.apply(x, 1, "x")
+        return x
 
     def apply(self, y: Float[Tensor, "n c h w"], k: int, role: str) -> Float[Tensor, "n c h w"]:
         """f applied `k` times, the first time with the statistics of `role` ("x" or "z")."""

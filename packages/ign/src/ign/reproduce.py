@@ -20,10 +20,11 @@ from paperkit import UserError, results, rng
 from paperkit.run import RunOptions, checkpoints, load_checkpoint, read_metrics, suggest
 from tqdm import tqdm
 
-from ign import data, experiments, ring, theorem
+from ign import baselines, data, experiments, projection, quality, ring, theorem
 from ign.classifier import judge
 from ign.config import TRAIN, ReproduceConfig
-from ign.evaluate import ceiling, idempotence, quality
+from ign.evaluate import ceiling, idempotence
+from ign.evaluate import quality as quality_of
 from ign.generate import IGN
 from ign.method import Naive, Objective, Shared, single_graph
 from ign.model import build
@@ -47,13 +48,20 @@ def reproduce(config: ReproduceConfig) -> list[Path]:
         raise UserError(
             f"no claim {config.id}{suggest(config.id, CLAIMS)}; the claims are {', '.join(CLAIMS)}"
         )
+    if config.peer and config.id not in (*PEERS, "all"):
+        raise UserError(f"--peer is for {', '.join(PEERS)}, not for {config.id}")
     written = []
     for name in CLAIMS if config.id == "all" else [config.id]:
+        if config.id == "all" and name in PEERS and not config.peer:
+            print(f"ign reproduce {name}: left out, as --peer names no checkout to compare with", flush=True)
+            continue
         print(f"ign reproduce {name}", flush=True)
         since = time.monotonic()
         seeds = config.seeds or SEEDS.get(name, 5)
-        record = CLAIMS[name](seeds)
+        record = PEERS[name](seeds, config.peer) if name in PEERS else CLAIMS[name](seeds)
         command = f"uv run --package ign ign reproduce {name} --seeds {seeds}"
+        if name in PEERS:
+            command = command.replace("ign ign", "--group bench ign") + " --peer CHECKOUT"
         record = results.claim(
             paper="ign", id=name, command=command, wall_s=time.monotonic() - since, **record
         )
@@ -141,9 +149,9 @@ def small_samples(seeds: int) -> dict[str, Any]:
             )
             ign, blank = IGN.load(run), experiments.untrained(replace(config, seed=seed), train_set)
             for k in (1, 2):
-                found = quality(ign.sample(1000, k, seed), held_out, judge_)
+                found = quality_of(ign.sample(1000, k, seed), held_out, judge_)
                 rows[f"k{k}"].append(found | idempotence(ign, 500, held_out, k=1, seed=seed))
-            rows["untrained"].append(quality(blank.sample(1000, 1, seed), held_out, judge_))
+            rows["untrained"].append(quality_of(blank.sample(1000, 1, seed), held_out, judge_))
         best = ceiling(train_set, test_set, judge_, 1000)
 
     def arm(row: str, key: str) -> list[float]:
@@ -256,6 +264,11 @@ CLAIMS: dict[str, Callable[[int], dict[str, Any]]] = {
     "ring-drift": ring.drift_map,
     "ring-tightness": ring.tightness,
     **experiments.CLAIMS,
+    "baselines": baselines.baselines,
+    "projection": projection.projection,
+    "mnist-quality": quality.mnist_quality,
 }
+PEERS: dict[str, Callable[[int, str], dict[str, Any]]] = {"mnist-quality": quality.mnist_quality}
+"""The claims that compare with a checkout of another implementation, named by --peer."""
 SEEDS = {"theorem-tabular": 20, "ring-onestep": 10, "ring-drift": 10}
 """How many seeds a claim has by default, where not five."""
