@@ -192,7 +192,7 @@ def test_compiles_as_one_graph_for_several_sizes():
     assert done.stdout == "equal\n", done.stderr
 
 
-@pytest.mark.parametrize("border", ["zeros", "reflect", "symmetric"])
+@pytest.mark.parametrize("border", ["zeros", "reflect", "symmetric", "renormalize"])
 def test_baked_layer_exports(border):
     layer = CCConv2d(2, 3, 3, kernel="mlp", padding_mode=border)
     x = torch.randn(1, 2, 8, 10)
@@ -293,3 +293,33 @@ def test_reflect_needs_two_pixels_and_bake_a_common_factor():
         CCConv2d(2, 2).bake((8, 8, 8))
     with pytest.raises(UserError, match="1 to 3 axes"):
         resize(torch.zeros(2, 2), 4)
+
+
+# ---- Against Pillow, and in float32
+
+
+@pytest.mark.parametrize("size", [(16, 23), (80, 97), (9, 64)])
+@pytest.mark.parametrize(("kernel", "name"), [("cubic", "BICUBIC"), ("linear", "BILINEAR")])
+def test_pillow_resizes_alike(size, kernel, name):
+    from PIL import Image
+
+    image = np.random.default_rng(0).normal(size=(37, 41)).astype(np.float32)
+    wanted = np.array(Image.fromarray(image).resize(size[::-1], getattr(Image.Resampling, name)))
+    y = resize(torch.from_numpy(image)[None, None].double(), size, kernel=kernel, border="renormalize")
+    np.testing.assert_allclose(y[0, 0].numpy(), wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["interp", "bspline", "mlp"])
+@pytest.mark.parametrize("size", [(4, 5), (16, 20), (7, 9)])
+def test_float32_is_float64_up_to_rounding(kind, size):
+    torch.manual_seed(0)
+    layer = CCConv2d(4, 6, 3, kernel=kind, hidden=5)
+    x = torch.randn(2, 4, 8, 10)
+    single = {}
+    for path in ("single", "polyphase", "separable", "gather"):
+        layer.path = path
+        single[path] = layer(x, size)
+    layer.double()
+    wanted = layer.oracle(x.double(), size)
+    for y in single.values():
+        torch.testing.assert_close(y.double(), wanted, rtol=0, atol=1e-5)

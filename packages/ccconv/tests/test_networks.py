@@ -202,7 +202,6 @@ def test_picture_and_claims_are_written():
     ("words", "expected"),
     [
         (("algin", "resnet18"), "did you mean align"),
-        (("train",), "no training yet"),
         (("align", "resnet19"), "did you mean resnet"),
         (("align", "resnet18", "--size", "0"), "at least 1"),
         (("align", "resnet18", "--sweep", "-1"), "negative"),

@@ -21,13 +21,20 @@ class Baked(nn.Module):
         self.axes = tuple(axis._replace(fold=None, gain=None) for axis in plan.axes)
         self.weight: Tensor
         self.bias: Tensor | None
-        self.register_buffer("weight", weight.detach().clone())
-        self.register_buffer("bias", None if bias is None else bias.detach().clone())
-        for number, axis in enumerate(plan.axes):
-            self.register_buffer(f"index{number}", None if axis.fold is None else axis.fold.clone())
-        gains = [axis.gain for axis in plan.axes if axis.gain is not None]
         self.gain: Tensor | None
-        self.register_buffer("gain", paths.outer(gains).clone() if gains else None)
+        self._keep("weight", weight)
+        self._keep("bias", bias)
+        for number, axis in enumerate(plan.axes):
+            self._keep(f"index{number}", axis.fold)
+        gains = [axis.gain for axis in plan.axes if axis.gain is not None]
+        self._keep("gain", paths.outer(gains) if gains else None)
+
+    def _keep(self, name: str, value: Tensor | None) -> None:
+        """A buffer, or a plain None: torch.export (2.15, not strict) miscounts buffers that are None."""
+        if value is None:
+            setattr(self, name, None)
+        else:
+            self.register_buffer(name, value.detach().clone())
 
     @property
     def output_size(self) -> tuple[int, ...]:

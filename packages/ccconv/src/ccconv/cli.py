@@ -12,6 +12,30 @@ PAPER = Paper(
     title="From Discrete to Continuous Convolution Layers",
     arxiv="2006.11120",
     verbs={
+        "train": Verb(
+            "Train a classifier whose layers take any size; without flags, on digits in half a minute.",
+            "ccconv.train:train",
+            config.TrainConfig,
+            config.TRAIN,
+            default="small",
+            runs=True,
+            describe="ccconv.train:describe",
+        ),
+        "sr": Verb(
+            "Enlarge an image by any factor, with a network trained for it once.",
+            "ccconv.sr:super_resolve",
+            config.SRConfig,
+        ),
+        "evaluate": Verb(
+            "Accuracy of a trained network over image sizes and hidden sizes.",
+            "ccconv.evaluate:evaluate",
+            config.EvaluateConfig,
+        ),
+        "report": Verb(
+            "One self-contained HTML page about a run, with its kernels.",
+            "ccconv.page:write_report",
+            config.ReportConfig,
+        ),
         "align": Verb(
             "How far each layer of a network is off the image's frame.",
             "ccconv.verbs:align_model",
@@ -23,10 +47,9 @@ PAPER = Paper(
             "ccconv.reproduce:reproduce",
             config.ReproduceConfig,
         ),
-    },
-    absent={
-        "train": "ccconv has no training yet: its layers are for your own networks (from ccconv import "
-        "CCConv2d); try ccconv align resnet18"
+        "bench": Verb(
+            "Time a benchmark again and write its result file.", "ccconv.bench:bench", config.BenchConfig
+        ),
     },
 )
 

@@ -62,13 +62,36 @@ def scaled(
     return y if bias is None else y + bias.reshape(-1, *[1] * gain.ndim)
 
 
+Terms = dict[str, tuple[float, ...]]
+"""Of each path the counts that its time grows with; see `CHARGES`."""
+CHARGES: dict[str, tuple[float, ...]] = {
+    "gather": (2.5, 1.0, 2e5),
+    "polyphase": (1.0, 1.0, 1e6),
+    "single": (1.0, 1.0),
+    "separable mlp": (2.5, 2.0, 1.0, 2e5),
+    "separable": (3.0, 1.0),
+}
+"""What one of each term costs, in multiplications of a plain conv: guesses that no timing has checked yet.
+
+`ccconv bench paths` measures what the choice costs against the fastest path."""
+
+
 def cost(
     plan: Plan, geometry: Geometry, batch: int, channels: tuple[int, int, int], hidden: int
 ) -> dict[str, float]:
-    """Estimated multiplications of each path that applies, with a charge for what a path does slowly.
+    """Estimated time of each path that applies, in multiplications of a plain conv.
 
-    `channels` is (in, out, groups). The charges are guesses that no timing has checked yet.
+    `channels` is (in, out, groups).
     """
+    return {
+        path: sum(charge * each for charge, each in zip(CHARGES[name], values, strict=True))
+        for path, values in terms(plan, geometry, batch, channels, hidden).items()
+        for name in ["separable mlp" if path == "separable" and geometry.kernel == "mlp" else path]
+    }
+
+
+def terms(plan: Plan, geometry: Geometry, batch: int, channels: tuple[int, int, int], hidden: int) -> Terms:
+    """What each path that applies does: (products of the conv, of the sampling, …, calls)."""
     axes = plan.axes
     inputs, out, groups = channels
     inputs //= groups
@@ -79,20 +102,24 @@ def cost(
     whole = batch * total([axis.groups * axis.phases for axis in axes]) * taps * out * inputs
     common = total([axis.starts[-1] + axis.taps for axis in axes])
     rows = phases / axes[-1].phases
-    found = {"gather": 2.5 * pixels * taps * out * inputs + sample + 2e5 * rows}
+    found: Terms = {"gather": (pixels * taps * out * inputs, sample, rows)}
     if phases <= 256:
-        found["polyphase"] = whole + sample + 1e6 * phases
+        found["polyphase"] = (whole, sample, phases)
     if phases <= 64 and common <= 8 * taps:
-        found["single"] = whole * common / taps * (1.0 if phases == 1 else 1.2) + sample
+        found["single"] = (whole * common / taps, sample)
     if geometry.kernel == "mlp":
-        mixing = pixels * (2.5 * taps * inputs * groups * basis + 2 * inputs * basis * out)
-        found["separable"] = mixing + phases * taps * basis * basis + 2e5 * rows
+        found["separable"] = (
+            pixels * taps * inputs * groups * basis,
+            pixels * inputs * basis * out,
+            phases * taps * basis * basis,
+            rows,
+        )
     elif plan.bands is not None:
         lengths, work = [axis.length for axis in axes], 0.0
         for number, band in enumerate(plan.bands):
             lengths[number] = band.rows
-            work += 3 * batch * inputs * groups * total(lengths) * (axes[number].taps + 16)
-        found["separable"] = work + pixels * basis * out * inputs
+            work += batch * inputs * groups * total(lengths) * (axes[number].taps + 16)
+        found["separable"] = (work, pixels * basis * out * inputs)
     return found
 
 
