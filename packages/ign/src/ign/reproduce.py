@@ -61,7 +61,7 @@ def reproduce(config: ReproduceConfig) -> list[Path]:
         record = PEERS[name](seeds, config.peer) if name in PEERS else CLAIMS[name](seeds)
         command = f"uv run --package ign ign reproduce {name} --seeds {seeds}"
         if name in PEERS:
-            command = command.replace("ign ign", "--group bench ign") + " --peer CHECKOUT"
+            command = command.replace("ign ign", "ign --group bench ign") + " --peer CHECKOUT"
         record = results.claim(
             paper="ign", id=name, command=command, wall_s=time.monotonic() - since, **record
         )
