@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float, UInt8
@@ -213,20 +214,7 @@ def step_times(peer: Peer, batch: int, repeats: int, threads: int) -> tuple[dict
             clock[0] = time.perf_counter()
 
         kept, StatusTracker.track_status = StatusTracker.track_status, turn
-        words = [
-            "train.py",
-            "-c",
-            str(CONFIG),
-            "-e",
-            f"{scratch}/run",
-            "-ni",
-            "--train.batch_size",
-            str(batch),
-        ]
-        words += ["--data.target", "ign.peer.Still", "--dataloader.num_workers", "0"]
-        words += ["--dataloader.prefetch_factor", "null", "--dataloader.pin_memory", "false"]
-        words += ["--train.n_steps", str(repeats + 3), "--train.sample_freq", "0", "--train.save_freq", "0"]
-        sys.argv = words
+        sys.argv = _words(scratch, batch, repeats + 3)
         try:
             runpy.run_path("train.py", run_name="__main__")
         finally:
@@ -253,22 +241,38 @@ def _stepper(net: nn.Module, batch: int):
     return run
 
 
-def peak_mib(threads: int, batch: int) -> float:
-    """Peak memory of a process, torch included, that takes two of our steps on its network's layers."""
-    code = f"from ign.peer import print_peak; print_peak({threads}, {batch})"
+def _words(scratch: str, batch: int, steps: int) -> list[str]:
+    """Its command line for so many steps on `Still`, without checkpoints."""
+    words = ["train.py", "-c", str(CONFIG), "-e", f"{scratch}/run", "-ni", "--train.batch_size", str(batch)]
+    words += ["--data.target", "ign.peer.Still", "--dataloader.num_workers", "0"]
+    words += ["--dataloader.prefetch_factor", "null", "--dataloader.pin_memory", "false"]
+    return [*words, "--train.n_steps", str(steps), "--train.sample_freq", "0", "--train.save_freq", "0"]
+
+
+def peak_mib(peer: Peer, side: Literal["ours", "peer"], threads: int, batch: int) -> float:
+    """Peak memory of a process that takes two steps of a side on the public network, imports included."""
+    code = f"from ign.peer import print_peak; print_peak({str(peer.folder)!r}, {side!r}, {threads}, {batch})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return float(done.stdout)
+    return float(done.stdout.splitlines()[-1])
 
 
-def print_peak(threads: int, batch: int) -> None:
-    """Print this process's peak memory in MiB after two steps."""
+def print_peak(folder: str, side: str, threads: int, batch: int) -> None:
+    """Print this process's peak memory in MiB after two steps; both sides import what the public one does."""
     import resource  # here: Windows has none
 
     torch.set_num_threads(threads)
-    own = network(TrainConfig(net="dcgan", width=64, code=256, init="dcgan"), (1, SIDE, SIDE))
-    run = _stepper(own, batch)
-    run()
-    run()
+    with tempfile.TemporaryDirectory() as scratch, _inside(Peer(Path(folder))):
+        if side == "peer":
+            sys.argv = _words(scratch, batch, 2)
+            runpy.run_path("train.py", run_name="__main__")
+        else:
+            runpy.run_path("train.py", run_name="imported")
+            from models.autoencoder import AutoEncoder  # pyright: ignore[reportMissingImports]
+
+            net = AutoEncoder(img_channels=1, dim=64, dim_mults=[1, 2, 4], init_type="normal")
+            run = _stepper(Roleless(net), batch)
+            run()
+            run()
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))
 
 
