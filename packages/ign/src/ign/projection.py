@@ -185,7 +185,7 @@ def projection(seeds: int) -> dict[str, Any]:
         "unit": "1", "better": "higher", "ours": column(rows["ours"], f"after1_{hardest}"),
         "against": ("the corrupted image itself", column(rows["ours"], f"before_{hardest}")),
         "arms": shown,
-        "criterion": "noise of deviation 0.15, 0.3 and 0.5, each seed: McNemar's one-sided exact p < 0.05",
+        "criterion": "noise of deviation 0.15, 0.3 and 0.5, each seed: McNemar's one-sided p < 0.05",
         "statistic": sum(passed) / len(passed), "threshold": 1.0,
         "details": {
             "mean_accuracy_after_k": {
