@@ -206,14 +206,11 @@ def peak_mib(name: str, threads: int) -> float:
 
 def print_peak(name: str, threads: int) -> None:
     """Print this process's peak memory in MiB after two steps of a variant on `LARGE`."""
-    import resource  # here: Windows has none
-
     torch.set_num_threads(threads)
     run = stepper(LARGE, name)
     run()
     run()
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit))
+    print(json.dumps(peer.own_peak_mib()))
 
 
 # ---- peer ------------------------------------------------------------------------------------------------

@@ -139,13 +139,14 @@ def _why(rows: dict[str, list[Figures]], second: Figures) -> str:
 
     weak = "noise_0.15"
     return (
-        f"At 0.15 the judge still names {mean('ours', f'before_{weak}'):.3f} of the noisy digits and f costs more "
-        f"than the noise: it leaves {mean('ours', f'after1_{weak}'):.3f}, and {mean('ours', 'after1_clean'):.3f} "
-        f"of clean digits. No other recipe leaves more: the mnist preset {mean('preset', f'after1_{weak}'):.3f}, a "
-        f"denoiser for all strengths {mean('denoiser', f'after1_{weak}'):.3f}, and those of the validation half "
-        "(see recipe). A classifier that noise does not disturb, nearest neighbours, gains from f at no "
-        f"strength worth the name: at 0.5 {second['before_noise_0.5']:.3f} before, "
-        f"{second['after_noise_0.5']:.3f} after. What f mends is what this judge cannot stand."
+        f"At 0.15 the judge still names {mean('ours', f'before_{weak}'):.3f} of the noisy digits and f costs "
+        f"more than the noise: it leaves {mean('ours', f'after1_{weak}'):.3f}, and "
+        f"{mean('ours', 'after1_clean'):.3f} of clean digits. No other recipe leaves more: the mnist preset "
+        f"{mean('preset', f'after1_{weak}'):.3f}, a denoiser for all strengths "
+        f"{mean('denoiser', f'after1_{weak}'):.3f}, and those of the validation half (see recipe). A "
+        "classifier that noise does not disturb, nearest neighbours, gains nothing worth the name: at 0.5 "
+        f"{second['before_noise_0.5']:.3f} before, {second['after_noise_0.5']:.3f} after. What "
+        "f mends is what this judge cannot stand."
     )
 
 
