@@ -248,7 +248,7 @@ def test_drift_is_the_distance_to_the_projection(run):
     ign = IGN.load(run)
     x = torch.rand(5, 1, 8, 8) * 2 - 1
     torch.testing.assert_close(ign.drift(x), (ign.project(x) - x).square().flatten(1).mean(1))
-    torch.testing.assert_close(ign.project(x, 2), ign.apply(ign.project(x), 1, "fz"))
+    torch.testing.assert_close(ign.project(x, 2), ign.apply(ign.project(x), 1, "x"))
 
 
 def test_generate_writes_pictures_and_arrays(run):

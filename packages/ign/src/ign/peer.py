@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
@@ -188,10 +189,11 @@ def step_times(peer: Peer, batch: int, repeats: int, threads: int) -> tuple[dict
     torch.set_num_threads(threads)
     times: dict[str, list[float]] = {"peer": [], "ours": [], "ours_own_net": []}
     with tempfile.TemporaryDirectory() as scratch, _inside(peer):
-        from models.autoencoder import AutoEncoder  # pyright: ignore[reportMissingImports]
-        from utils.logger import StatusTracker  # pyright: ignore[reportMissingImports]
-
-        theirs = AutoEncoder(img_channels=1, dim=64, dim_mults=[1, 2, 4], init_type="normal")
+        # Modules of the checkout, found through the working directory: no dependencies of this package.
+        StatusTracker = import_module("utils.logger").StatusTracker
+        theirs = import_module("models.autoencoder").AutoEncoder(
+            img_channels=1, dim=64, dim_mults=[1, 2, 4], init_type="normal"
+        )
         own = network(TrainConfig(net="dcgan", width=64, code=256, init="dcgan"), (1, SIDE, SIDE))
         steps = {
             "ours": _stepper(Roleless(copy.deepcopy(theirs)), batch),
@@ -265,9 +267,9 @@ def print_peak(folder: str, side: str, threads: int, batch: int) -> None:
             runpy.run_path("train.py", run_name="__main__")
         else:
             runpy.run_path("train.py", run_name="imported")
-            from models.autoencoder import AutoEncoder  # pyright: ignore[reportMissingImports]
-
-            net = AutoEncoder(img_channels=1, dim=64, dim_mults=[1, 2, 4], init_type="normal")
+            net = import_module("models.autoencoder").AutoEncoder(
+                img_channels=1, dim=64, dim_mults=[1, 2, 4], init_type="normal"
+            )
             run = _stepper(Roleless(net), batch)
             run()
             run()
