@@ -164,12 +164,11 @@ def test_a_step_with_bf16_and_its_arithmetic_are_timed_on_any_device():
     assert bench.matrix_peak("cpu", 64) > 0
 
 
-def test_the_gpu_benchmark_refuses_where_there_is_none():
+def test_the_gpu_benchmark_refuses_where_there_is_none(monkeypatch):
     from ign import bench
     from ign.config import BenchConfig
 
-    if torch.cuda.is_available():
-        pytest.skip("there is one")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="needs a CUDA device"):
         bench.bench(BenchConfig("gpu"))
 

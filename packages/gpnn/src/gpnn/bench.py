@@ -227,7 +227,10 @@ def on_device(config: BenchConfig, case: Case, device: torch.device) -> dict[str
     since, size = time.monotonic(), (case.height, round(case.height * 25 / 18))
     x = picture(size).to(device)
     settings = replace(tasks.defaults("generate", [size]), alpha=case.alpha)
-    call = lambda count: tasks.generate(x, count, 0, None, tasks.Noise("absolute", 0.75), settings)  # noqa: E731
+
+    def call(count: int) -> None:
+        tasks.generate(x, count, 0, None, tasks.Noise("absolute", 0.75), settings)
+
     call(1)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

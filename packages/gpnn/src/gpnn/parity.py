@@ -131,7 +131,8 @@ def run_official(checkout: Path, case: Case) -> dict[str, np.ndarray]:
         given |= {"noise": case.noise().numpy(), "sigma": NOISE}
     with tempfile.TemporaryDirectory() as scratch:
         inputs, target = Path(scratch) / "in.npz", Path(scratch) / "out.npz"
-        np.savez(inputs, **{name: np.asarray(value) for name, value in given.items()})  # pyright: ignore[reportArgumentType]
+        arrays: dict[str, Any] = {name: np.asarray(value) for name, value in given.items()}
+        np.savez(inputs, **arrays)
         script = Path(__file__).with_name("observe.py")
         words = [sys.executable, str(script), str(checkout.resolve()), str(inputs), str(target)]
         done = subprocess.run(words, capture_output=True, text=True, check=False)

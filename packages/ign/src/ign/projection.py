@@ -6,6 +6,7 @@ of the test set (`VALIDATION`), the figures are those of its first images (`HELD
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -180,10 +181,10 @@ def projection(seeds: int) -> dict[str, Any]:
 
     for seed in tqdm(range(seeds), desc="seeds"):
         for label, config in (("ours", RECIPE), ("preset", PLAIN))[: 2 if seed < 2 else 1]:
-            make = lambda config=config, label=label, seed=seed: judged(replace(config, seed=seed), label)  # noqa: E731
+            make = partial(judged, replace(config, seed=seed), label)
             rows[label].append(remember(f"projection {label} {seed}", make))
         if seed < 3:
-            rows["denoiser"].append(remember(f"projection denoiser {seed}", lambda seed=seed: denoised(seed)))
+            rows["denoiser"].append(remember(f"projection denoiser {seed}", partial(denoised, seed)))
     second = remember("projection neighbour", by_neighbour)
     cases = [f"{kind}_{s:g}" for kind, strengths in STRENGTHS.items() for s in strengths]
     extra = [f"noise_{s:g}" for s in LOUD]

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +43,12 @@ def mnist_quality(seeds: int, peer: str = "") -> dict[str, Any]:
     found: dict[str, list[Figures]] = {"ours": [], **{f"peer_{arm}": [] for arm in ARMS}}
     for seed in tqdm(range(seeds), desc="seeds"):
         words = f"mnist-quality {STEPS} {seed}"
-        ours = remember(f"{words} ours", lambda seed=seed: _ours(STEPS, seed, held_out, yard.judge))
+        ours = remember(f"{words} ours", partial(_ours, STEPS, seed, held_out, yard.judge))
         found["ours"].append(ours)
         for arm in ARMS:
-            make = lambda arm=arm, seed=seed, ours=ours: _theirs(  # noqa: E731
-                theirs, arm, seed, ours["seconds"], held_out, yard.judge
-            )
+            make = partial(_theirs, theirs, arm, seed, ours["seconds"], held_out, yard.judge)
             found[f"peer_{arm}"].append(remember(f"{words} {arm} {ours['seconds']}", make))
-    full = remember("mnist-quality full", lambda: _full(held_out, yard.judge))
+    full = remember("mnist-quality full", partial(_full, held_out, yard.judge))
     keys = [f"{key}_k{k}" for k in (1, 2, 3) for key in KEYS]
     beaten = [
         ours[key] < min(found[f"peer_{arm}"][seed][key] for arm in ARMS)
