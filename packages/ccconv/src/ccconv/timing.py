@@ -55,7 +55,7 @@ def print_peak(call: str, threads: int) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before = status("VmRSS")
     run()
-    # The kernel's counts lag by a fraction of a MiB, so that a call which needs nothing can seem to give back.
+    # The kernel's counts lag by a fraction of a MiB, so a call that needs nothing can seem to give back.
     print(json.dumps(max(0, status("VmHWM") - before) / 2**10))
 
 
