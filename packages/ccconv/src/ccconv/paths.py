@@ -176,14 +176,14 @@ def forgotten(weight: Tensor, again: Callable[[], Tensor], sources: Sequence[Ten
 
 
 def sampled(
-    samples: Sequence[Samples], kernel: Kernel, geometry: Geometry, recompute: bool
+    samples: Sequence[Samples], kernel: Kernel, geometry: Geometry, recompute: bool, groups: int = 0
 ) -> tuple[Tensor, contextlib.AbstractContextManager[None]]:
-    """The kernels of all phases, and the context in which to use them."""
-    weight = kernel.weights(samples, geometry)
+    """The kernels of all phases as `kernel.weights` lays them out, and the context in which to use them."""
+    weight = kernel.weights(samples, geometry, groups)
     if not (recompute and weight.requires_grad and weight.numel() > 4 * kernel.mix.numel()):
         return weight, contextlib.nullcontext()
     sources = list(kernel.parameters())
-    return weight, forgotten(weight, lambda: kernel.weights(samples, geometry), sources)
+    return weight, forgotten(weight, lambda: kernel.weights(samples, geometry, groups), sources)
 
 
 def interleave(parts: Sequence[Tensor], axes: Sequence[Axis], rest: int = 0) -> Float[Tensor, "b o *m"]:
@@ -296,15 +296,29 @@ def gather(
     Only one row's kernels exist at a time: memory grows with n, not with n^D.
     """
 
-    def contract(patches: Tensor, samples: Sequence[Samples]) -> Tensor:
-        weight, context = sampled(samples, kernel, geometry, recompute)
-        count = len(samples)
-        kernels = weight.flatten(count + 2).flatten(0, count - 1)  # one phase on all axes but the last
-        kernels = rearrange(kernels, "m (g o) i t -> m g o i t", g=groups)
+    def multiply(windows: Tensor, which: tuple[int, ...]) -> Tensor:
+        weight, context = sampled(_row(plan.axes, which), kernel, geometry, recompute, groups)
         with context:
-            return torch.einsum("bgiymzt,mgoit->bgoymz", patches, kernels)
+            return products(windows, weight[(0,) * len(which)])
 
-    return _rows(x, plan, contract, bias, groups)
+    return _rows(x, plan.axes, multiply, bias)
+
+
+def gather_with(x: Tensor, axes: Sequence[Axis], weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`gather` with kernels (phases..., groups, taps..., in, out) given."""
+    return _rows(x, axes, lambda windows, which: products(windows, weight[which]), bias)
+
+
+def products(windows: Tensor, weight: Float[Tensor, "m g *t i o"]) -> Float[Tensor, "b c *r n"]:
+    """Each phase m of the last axis: its windows (b, rows..., m, z, t, c, outer taps...) times its kernel."""
+    outer = (windows.ndim - 5) // 2
+    rows, taps = " ".join(GROUPS[:outer]), " ".join(OUT[:outer])
+    sizes = {"m": len(weight), "g": weight.shape[1]}
+    counts = dict(zip(("b", *GROUPS[:outer]), windows.shape, strict=False))
+    left, right = f"b {rows} m z t (g i) {taps}", f"(m g) (b {rows} z) ({taps} t i)"
+    # Channels innermost: what is copied lies together.
+    y = torch.bmm(rearrange(windows, f"{left} -> {right}", g=sizes["g"]), weight.flatten(2, -2).flatten(0, 1))
+    return rearrange(y, f"(m g) (b {rows} z) o -> b (g o) {rows} (z m)", **sizes, **counts)
 
 
 def separable(
@@ -314,13 +328,18 @@ def separable(
     if isinstance(kernel, MLPKernel):
         mix = rearrange(kernel.mix, "(g o) i h -> g o i h", g=groups)
 
-        def contract(patches: Tensor, samples: Sequence[Samples]) -> Tensor:
-            phi = kernel.features(samples, geometry.flat, geometry.window)
-            phi = phi.flatten(0, len(samples) - 1).flatten(1, -2)  # m t h
+        def contract(windows: Tensor, which: tuple[int, ...]) -> Tensor:
+            phi = kernel.features(_row(plan.axes, which), geometry.flat, geometry.window)
+            phi = phi.flatten(0, len(which)).flatten(1, -2)  # m t h
+            rows, taps = " ".join(GROUPS[: len(which)]), " ".join(OUT[: len(which)])
+            left, right = f"b {rows} m z t (g i) {taps}", f"b g i ({rows}) m z ({taps} t)"
+            patches = rearrange(windows, f"{left} -> {right}", g=groups)
             resampled = torch.einsum("bgiymzt,mth->bgiymzh", patches, phi)
-            return torch.einsum("bgiymzh,goih->bgoymz", resampled, mix)
+            y = torch.einsum("bgiymzh,goih->bgoymz", resampled, mix)
+            counts = dict(zip(GROUPS[: len(which)], windows.shape[1:], strict=False))
+            return rearrange(y, f"b g o ({rows}) m z -> b (g o) {rows} (z m)", **counts)
 
-        return _rows(x, plan, contract, bias, groups)
+        return _rows(x, plan.axes, contract, bias)
     assert plan.bands is not None
     for number in plan.order:
         x = resize_axis(x, 2 + number, plan.bands[number].blocks)
@@ -330,36 +349,27 @@ def separable(
     return CONV[len(plan.bands)](x, kernel.mix, bias, stride, 0, 1, groups)
 
 
+def _row(axes: Sequence[Axis], which: Sequence[int]) -> list[Samples]:
+    """Samples of one phase of every axis but the last, whose phases all stay."""
+    return [*(axis.samples.phase(p) for axis, p in zip(axes, which, strict=False)), axes[-1].samples]
+
+
 def _rows(
     x: Tensor,
-    plan: Plan,
-    contract: Callable[[Tensor, Sequence[Samples]], Tensor],
+    axes: Sequence[Axis],
+    contract: Callable[[Tensor, tuple[int, ...]], Tensor],
     bias: Tensor | None,
-    groups: int,
 ) -> Tensor:
-    """The frame of `gather`: `contract` takes (b g i rows m groups taps) and the samples of one row."""
-    axes = plan.axes
+    """The frame of `gather`: `contract` takes windows (b, rows..., m, z, t, c, outer taps...) and phases."""
     *outer, last = axes
-    x = pad(x, axes)
-    x = x.index_select(x.ndim - 1, last.reads).unflatten(-1, (last.phases, last.groups, last.taps))
+    x = pad(x, axes).movedim(1, -1)
+    x = x.index_select(x.ndim - 2, last.reads).unflatten(-2, (last.phases, last.groups, last.taps))
     parts = []
     for which in product(*(range(axis.phases) for axis in outer)):
         part = x
         for number, (axis, p) in enumerate(zip(outer, which, strict=True)):
-            part = part.narrow(2 + number, axis.starts[p], axis.extent)
-            part = part.unfold(2 + number, axis.taps, axis.stride)
-        part = _windows_last(part, len(outer), groups)
-        one = [axis.samples.phase(p) for axis, p in zip(outer, which, strict=True)]
-        row = contract(part, [*one, last.samples])
-        row = rearrange(row, "b g o y m z -> b (g o) y (z m)")[..., : last.size]
-        parts.append(row.unflatten(2, [axis.groups for axis in outer] or [1]))
-    y = interleave(parts, axes, rest=1) if outer else parts[0].squeeze(2)
+            part = part.narrow(1 + number, axis.starts[p], axis.extent)
+            part = part.unfold(1 + number, axis.taps, axis.stride)
+        parts.append(contract(part, which)[..., : last.size])
+    y = interleave(parts, axes, rest=1) if outer else parts[0]
     return y if bias is None else y + bias.reshape(-1, *[1] * len(axes))
-
-
-def _windows_last(part: Tensor, outer: int, groups: int) -> Float[Tensor, "b g i y m z t"]:
-    """(b, c, rows..., m, z, t, outer taps...) with the taps flattened in the kernels' order."""
-    rows, taps = GROUPS[:outer], OUT[:outer]
-    left = f"b (g i) {' '.join(rows)} m z t {' '.join(taps)}"
-    right = f"b g i ({' '.join(rows)}) m z ({' '.join(taps)} t)"
-    return rearrange(part, f"{left} -> {right}", g=groups)
