@@ -2,7 +2,8 @@
 
 single      one strided conv whose outputs are all phases, then a pixel shuffle; few phases
 polyphase   one strided conv per phase, results interleaved
-separable   a resampling with the kernel's basis functions, then one conv: cost independent of the phases
+separable   a resampling with the kernel's basis functions, then one conv: cost independent of the phases.
+            Where control points stand on input pixels (s >= 1) first the conv, then the resampling
 gather      one matrix product per row of phases: the fallback for sizes without a common factor
 """
 
@@ -17,7 +18,7 @@ from paperkit.resize import resize_axis
 from torch import Tensor
 from torch.nn import functional as F
 
-from ccconv.axis import Axis, Geometry, Plan, Samples, total
+from ccconv.axis import CARDINAL, Axis, Geometry, Plan, Samples, total
 from ccconv.kernels import Kernel, MLPKernel
 
 PATHS = ("single", "polyphase", "separable", "gather")
@@ -115,12 +116,29 @@ def terms(plan: Plan, geometry: Geometry, batch: int, channels: tuple[int, int, 
             rows,
         )
     elif plan.bands is not None:
-        lengths, work = [axis.length for axis in axes], 0.0
-        for number, band in enumerate(plan.bands):
-            lengths[number] = band.rows
-            work += batch * inputs * groups * total(lengths) * (axes[number].taps + 16)
-        found["separable"] = (work, pixels * basis * out * inputs)
+        found["separable"] = separable_terms(plan, geometry, batch, channels)
     return found
+
+
+def separable_terms(
+    plan: Plan, geometry: Geometry, batch: int, channels: tuple[int, int, int]
+) -> tuple[float, ...]:
+    """(products of the resampling, of the conv) of kernels that are products of one-dimensional ones."""
+    assert plan.bands is not None
+    inputs, out, groups = channels
+    lengths, resampling, conv = [axis.length for axis in plan.axes], 0.0, 0.0
+    late = [number for number in plan.order if plan.bands[number].after]
+    for number, band in ((n, plan.bands[n]) for n in plan.order if n not in late):
+        resampling += batch * inputs * total(lengths) / lengths[number] * band.products
+        lengths[number] = band.rows
+    if geometry.kernel in CARDINAL:
+        each = zip(plan.bands, geometry.kernel_size, plan.sizes, strict=True)
+        lengths = [band.rows - k + 1 if band.after else n for band, k, n in each]
+        conv = batch * total(lengths) * total(geometry.kernel_size) * out * inputs / groups
+    for number in late:
+        resampling += batch * out * total(lengths) / lengths[number] * plan.bands[number].products
+        lengths[number] = plan.sizes[number]
+    return resampling, conv
 
 
 def choose(plan: Plan, geometry: Geometry, batch: int, channels: tuple[int, int, int], hidden: int) -> str:
@@ -132,11 +150,13 @@ def choose(plan: Plan, geometry: Geometry, batch: int, channels: tuple[int, int,
 # ---- Borders, and kernels that are sampled again in the backward pass ------------------------------------
 
 
-def pad(x: Float[Tensor, "b c *n"], axes: Sequence[Axis]) -> Float[Tensor, "b c *p"]:
-    """x at the positions low .. high of every axis, by the border's rule."""
+def pad(x: Float[Tensor, "b c *n"], axes: Sequence[Axis | None]) -> Float[Tensor, "b c *p"]:
+    """x at the positions low .. high of every axis, by the border's rule; axes that are None stay."""
     zeros: list[int] = []
     for number, axis in enumerate(axes):
-        if axis.fold is not None:
+        if axis is None:
+            zeros = [0, 0, *zeros]
+        elif axis.fold is not None:
             x = x.index_select(2 + number, axis.fold)
             zeros = [0, 0, *zeros]
         else:
@@ -341,12 +361,18 @@ def separable(
 
         return _rows(x, plan.axes, contract, bias)
     assert plan.bands is not None
-    for number in plan.order:
-        x = resize_axis(x, 2 + number, plan.bands[number].blocks)
-    if geometry.kernel not in ("interp", "bspline"):
+    early, late = ([n for n in plan.order if getattr(plan.bands[n], w)] for w in ("before", "after"))
+    for number in early:
+        x = resize_axis(x, 2 + number, plan.bands[number].before)
+    if geometry.kernel not in CARDINAL:
         return x if bias is None else x + bias.reshape(-1, *[1] * len(plan.bands))
+    x = pad(x, [axis if number in late else None for number, axis in enumerate(plan.axes)])
     stride = [band.stride for band in plan.bands]
-    return CONV[len(plan.bands)](x, kernel.mix, bias, stride, 0, 1, groups)
+    # A matrix after the conv would weigh the bias too.
+    y = CONV[len(plan.bands)](x, kernel.mix, None if late else bias, stride, 0, 1, groups)
+    for number in late:
+        y = resize_axis(y, 2 + number, plan.bands[number].after)
+    return y if bias is None or not late else y + bias.reshape(-1, *[1] * len(plan.bands))
 
 
 def _row(axes: Sequence[Axis], which: Sequence[int]) -> list[Samples]:
