@@ -99,13 +99,26 @@ def test_cost_model_prices_every_term():
     layer = bench.layer_of("mlp", 4)
     made = layer.plan(torch.zeros(1, 4, 12, 12), scale=Fraction(3, 2))
     words = (made, layer.geometry, 2, (4, 4, 1), 24)
-    terms, cost = paths.terms(*words), paths.cost(*words)
+    terms, cost, kept = paths.terms(*words), paths.cost(*words), paths.cost(*words, kept=True)
     assert set(terms) == set(cost) == {"gather", "polyphase", "single", "separable"}
     for path, values in terms.items():
-        name = "separable mlp" if path == "separable" else path
-        assert cost[path] == pytest.approx(
-            sum(a * b for a, b in zip(paths.CHARGES[name], values, strict=True))
-        )
+        charges = paths.CHARGES[paths.priced(path, layer.geometry)]
+        assert set(charges) == set(values)
+        assert cost[path] == pytest.approx(sum(charges[term] * value for term, value in values.items()))
+        free = 0 if path == "separable" else charges["sampled"] * values["sampled"]
+        assert kept[path] == pytest.approx(cost[path] - free)
+
+
+def test_charges_are_found_again_from_the_times_that_they_make():
+    rows, charges = [], {"resampled": 0.5, "products": 2.0, "calls": 100.0}
+    for number in range(1, 6):
+        terms = {"resampled": 1e6 * number, "products": 3e5 * number**2, "calls": 7.0 * number**3}
+        seconds = 1e-9 * sum(charges[term] * value for term, value in terms.items())
+        rows.append({"terms": {"separable": terms}, "times": {}, "once": {"separable": seconds}})
+    assert bench.fitted(rows) == {"separable": pytest.approx(charges, rel=1e-6)}
+    for row in rows:  # a term that only takes time away is left out
+        row["once"]["separable"] = 1e-9 * (row["terms"]["separable"]["resampled"] - 5e3)
+    assert min(bench.fitted(rows)["separable"].values()) == 0
 
 
 @pytest.mark.parametrize(

@@ -81,8 +81,9 @@ def sizes_for_budget(
 ) -> dict[str, tuple[int, ...]]:
     """Hidden sizes within a share `budget` of the model's own FLOPs at an input size (1 = as it is).
 
-    All continuous layers that change the size shrink or grow by one factor, except those in `keep` and the
-    last, whose sizes hold. Raises `UserError` when no factor in [1/8, 4] fits the budget.
+    All continuous layers that change the size shrink or grow by one factor, except those in `keep` and those
+    that give the last one's size (a block's shortcut must fit its main path). Raises `UserError` when no
+    factor in [1/8, 4] fits the budget, or no layer is free.
     """
     if not budget > 0:
         raise UserError(f"budget must be positive, got {budget}")

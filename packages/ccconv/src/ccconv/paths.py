@@ -63,58 +63,71 @@ def scaled(
     return y if bias is None else y + bias.reshape(-1, *[1] * gain.ndim)
 
 
-Terms = dict[str, tuple[float, ...]]
-"""Of each path the counts that its time grows with; see `CHARGES`."""
-CHARGES: dict[str, tuple[float, ...]] = {
-    "gather": (2.5, 1.0, 2e5),
-    "polyphase": (1.0, 1.0, 1e6),
-    "single": (1.0, 1.0),
-    "separable mlp": (2.5, 2.0, 1.0, 2e5),
-    "separable": (3.0, 1.0),
+Terms = dict[str, dict[str, float]]
+"""Of each path what it does: numbers of products, of numbers copied, of calls, …; see `CHARGES`."""
+CHARGES: Terms = {
+    "gather": {"products": 2.5, "copied": 0, "sampled": 1.0, "calls": 2e5},
+    "polyphase": {"products": 1.0, "written": 0, "sampled": 1.0, "calls": 1e6},
+    "single": {"products": 1.0, "written": 0, "sampled": 1.0},
+    "separable mlp": {"resampled": 2.5, "products": 2.0, "sampled": 1.0, "calls": 2e5},
+    "separable": {"resampled": 3.0, "products": 1.0, "calls": 0},
 }
-"""What one of each term costs, in multiplications of a plain conv: guesses that no timing has checked yet.
-
-`ccconv bench paths` measures what the choice costs against the fastest path."""
+"""Nanoseconds of each."""
 
 
 def cost(
-    plan: Plan, geometry: Geometry, batch: int, channels: tuple[int, int, int], hidden: int
+    plan: Plan,
+    geometry: Geometry,
+    batch: int,
+    channels: tuple[int, int, int],
+    hidden: int,
+    kept: bool = False,
 ) -> dict[str, float]:
-    """Estimated time of each path that applies, in multiplications of a plain conv.
+    """Estimated nanoseconds of each path that applies. `channels` is (in, out, groups).
 
-    `channels` is (in, out, groups).
+    With `kept` sampled kernels are at hand already (inference), so that only their use is counted.
     """
-    return {
-        path: sum(charge * each for charge, each in zip(CHARGES[name], values, strict=True))
-        for path, values in terms(plan, geometry, batch, channels, hidden).items()
-        for name in ["separable mlp" if path == "separable" and geometry.kernel == "mlp" else path]
-    }
+    found = {}
+    for path, values in terms(plan, geometry, batch, channels, hidden).items():
+        charges = CHARGES[priced(path, geometry)]
+        free = ("sampled",) if kept and path != "separable" else ()
+        found[path] = sum(charges[term] * value for term, value in values.items() if term not in free)
+    return found
+
+
+def priced(path: str, geometry: Geometry) -> str:
+    """The name in `CHARGES` of a path: `separable` does something else for `mlp`."""
+    return "separable mlp" if path == "separable" and geometry.kernel == "mlp" else path
 
 
 def terms(plan: Plan, geometry: Geometry, batch: int, channels: tuple[int, int, int], hidden: int) -> Terms:
-    """What each path that applies does: (products of the conv, of the sampling, …, calls)."""
+    """What each path that applies does."""
     axes = plan.axes
-    inputs, out, groups = channels
-    inputs //= groups
+    inputs, out, groups = channels[0], channels[1], channels[2]
     phases, taps = total([axis.phases for axis in axes]), total([axis.taps for axis in axes])
     basis = hidden + 1 if geometry.kernel == "mlp" else total(geometry.kernel_size)
-    sample = phases * taps * out * inputs * basis
+    pairs = out * inputs // groups
+    sampled = phases * taps * pairs * basis
     pixels = batch * total(plan.sizes)
-    whole = batch * total([axis.groups * axis.phases for axis in axes]) * taps * out * inputs
+    written = pixels * out
+    whole = batch * total([axis.groups * axis.phases for axis in axes]) * taps * pairs
     common = total([axis.starts[-1] + axis.taps for axis in axes])
     rows = phases / axes[-1].phases
-    found: Terms = {"gather": (pixels * taps * out * inputs, sample, rows)}
+    found: Terms = {
+        "gather": {
+            "products": pixels * taps * pairs, "copied": pixels * taps * inputs, "sampled": sampled,
+            "calls": rows,
+        }
+    }  # fmt: skip
     if phases <= 256:
-        found["polyphase"] = (whole, sample, phases)
+        found["polyphase"] = {"products": whole, "written": written, "sampled": sampled, "calls": phases}
     if phases <= 64 and common <= 8 * taps:
-        found["single"] = (whole * common / taps, sample)
+        found["single"] = {"products": whole * common / taps, "written": written, "sampled": sampled}
     if geometry.kernel == "mlp":
-        found["separable"] = (
-            pixels * taps * inputs * groups * basis,
-            pixels * inputs * basis * out,
-            phases * taps * basis * basis,
-            rows,
-        )
+        found["separable"] = {
+            "resampled": pixels * taps * inputs * basis, "products": pixels * pairs * basis,
+            "sampled": phases * taps * basis * basis, "calls": rows,
+        }  # fmt: skip
     elif plan.bands is not None:
         found["separable"] = separable_terms(plan, geometry, batch, channels)
     return found
@@ -122,28 +135,36 @@ def terms(plan: Plan, geometry: Geometry, batch: int, channels: tuple[int, int, 
 
 def separable_terms(
     plan: Plan, geometry: Geometry, batch: int, channels: tuple[int, int, int]
-) -> tuple[float, ...]:
-    """(products of the resampling, of the conv) of kernels that are products of one-dimensional ones."""
+) -> dict[str, float]:
+    """What `separable` does for kernels that are products of one-dimensional ones."""
     assert plan.bands is not None
     inputs, out, groups = channels
-    lengths, resampling, conv = [axis.length for axis in plan.axes], 0.0, 0.0
+    lengths, resampled, products = [axis.length for axis in plan.axes], 0.0, 0.0
     late = [number for number in plan.order if plan.bands[number].after]
     for number, band in ((n, plan.bands[n]) for n in plan.order if n not in late):
-        resampling += batch * inputs * total(lengths) / lengths[number] * band.products
+        resampled += batch * inputs * total(lengths) / lengths[number] * band.products
         lengths[number] = band.rows
     if geometry.kernel in CARDINAL:
         each = zip(plan.bands, geometry.kernel_size, plan.sizes, strict=True)
         lengths = [band.rows - k + 1 if band.after else n for band, k, n in each]
-        conv = batch * total(lengths) * total(geometry.kernel_size) * out * inputs / groups
+        products = batch * total(lengths) * total(geometry.kernel_size) * out * inputs / groups
     for number in late:
-        resampling += batch * out * total(lengths) / lengths[number] * plan.bands[number].products
+        resampled += batch * out * total(lengths) / lengths[number] * plan.bands[number].products
         lengths[number] = plan.sizes[number]
-    return resampling, conv
+    calls = sum(len(band.before) + len(band.after) for band in plan.bands)
+    return {"resampled": resampled, "products": products, "calls": calls}
 
 
-def choose(plan: Plan, geometry: Geometry, batch: int, channels: tuple[int, int, int], hidden: int) -> str:
+def choose(
+    plan: Plan,
+    geometry: Geometry,
+    batch: int,
+    channels: tuple[int, int, int],
+    hidden: int,
+    kept: bool = False,
+) -> str:
     """The cheapest path by `cost`."""
-    found = cost(plan, geometry, batch, channels, hidden)
+    found = cost(plan, geometry, batch, channels, hidden, kept)
     return min(found, key=lambda name: found[name])
 
 
