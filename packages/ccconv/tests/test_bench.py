@@ -99,14 +99,14 @@ def test_cost_model_prices_every_term():
     layer = bench.layer_of("mlp", 4)
     made = layer.plan(torch.zeros(1, 4, 12, 12), scale=Fraction(3, 2))
     words = (made, layer.geometry, 2, (4, 4, 1), 24)
-    terms, cost, kept = paths.terms(*words), paths.cost(*words), paths.cost(*words, kept=True)
-    assert set(terms) == set(cost) == {"gather", "polyphase", "single", "separable"}
-    for path, values in terms.items():
-        charges = paths.CHARGES[paths.priced(path, layer.geometry)]
-        assert set(charges) == set(values)
-        assert cost[path] == pytest.approx(sum(charges[term] * value for term, value in values.items()))
-        free = 0 if path == "separable" else charges["sampled"] * values["sampled"]
-        assert kept[path] == pytest.approx(cost[path] - free)
+    for mode, table in {"training": "training", "forward": "forward", "kept": "forward"}.items():
+        terms, cost = paths.terms(*words, mode), paths.cost(*words, mode)
+        assert set(terms) == set(cost) == {"gather", "polyphase", "single", "separable"}
+        for path, values in terms.items():
+            charges = paths.CHARGES[table][paths.priced(path, layer.geometry)]
+            assert set(charges) == set(values)
+            assert cost[path] == pytest.approx(sum(charges[term] * value for term, value in values.items()))
+            assert (values["sampled"] == 0) == (mode == "kept" and path != "separable")
 
 
 def test_charges_are_found_again_from_the_times_that_they_make():
@@ -114,11 +114,14 @@ def test_charges_are_found_again_from_the_times_that_they_make():
     for number in range(1, 6):
         terms = {"resampled": 1e6 * number, "products": 3e5 * number**2, "calls": 7.0 * number**3}
         seconds = 1e-9 * sum(charges[term] * value for term, value in terms.items())
-        rows.append({"terms": {"separable": terms}, "times": {}, "once": {"separable": seconds}})
-    assert bench.fitted(rows) == {"separable": pytest.approx(charges, rel=1e-6)}
+        rows.append({
+            "mode": "forward", "terms": {"separable": terms}, "times": {}, "once": {"separable": seconds},
+        })  # fmt: skip
+    assert bench.fitted(rows, "training") == {}
+    assert bench.fitted(rows, "forward") == {"separable": pytest.approx(charges, rel=1e-6)}
     for row in rows:  # a term that only takes time away is left out
         row["once"]["separable"] = 1e-9 * (row["terms"]["separable"]["resampled"] - 5e3)
-    assert min(bench.fitted(rows)["separable"].values()) == 0
+    assert min(bench.fitted(rows, "forward")["separable"].values()) == 0
 
 
 @pytest.mark.parametrize(

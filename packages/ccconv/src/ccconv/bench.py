@@ -391,44 +391,50 @@ def path_times(config: BenchConfig) -> list[dict[str, Any]]:
         x = torch.randn(batch, channels, side, side)
         for kernel in ("mlp", "interp"):
             for s in SCALES:
-                rows.append(path_row(kernel, x, s, config.repeats))
-                times, chosen = rows[-1]["times"], rows[-1]["chosen"]
-                best = min(times, key=lambda path: median(times[path]))
-                shown = "  ".join(f"{path} {median(values):.2f}" for path, values in times.items())
-                print(f"  {rows[-1]['case']:32} chosen {chosen:10} best {best:10} {shown}", flush=True)
+                for mode in MODES:
+                    rows.append(path_row(kernel, x, s, mode, config.repeats))
+                    times, chosen = rows[-1]["times"], rows[-1]["chosen"]
+                    best = min(times, key=lambda path: median(times[path]))
+                    shown = "  ".join(f"{path} {median(values):.2f}" for path, values in times.items())
+                    print(f"  {rows[-1]['case']:42} chosen {chosen:10} best {best:10} {shown}", flush=True)
     return rows
 
 
-def path_row(kernel: str, x: Tensor, s: Fraction, repeats: int) -> dict[str, Any]:
-    """One case: paths in turns, forward and backward."""
+MODES: tuple[paths.Mode, ...] = ("training", "forward", "kept")
+
+
+def path_row(kernel: str, x: Tensor, s: Fraction, mode: paths.Mode, repeats: int) -> dict[str, Any]:
+    """One case: paths in turns."""
     batch, channels, side = x.shape[:3]
     layer = layer_of(kernel, channels)
     made = layer.plan(x, scale=s)
-    words = (made, layer.geometry, batch, (channels, channels, 1), layer.hidden)
+    words = (made, layer.geometry, batch, (channels, channels, 1), layer.hidden, mode)
     found, chosen = paths.cost(*words), paths.choose(*words)
+    timed = both if mode == "training" else forward
     calls, once = {}, {}
     for path in (path for path, value in found.items() if value < FAR * found[chosen]):
-        calls[path] = both(layer_of(kernel, channels, path=path), x, scale=s)
+        calls[path] = timed(layer_of(kernel, channels, path=path).train(mode != "kept"), x, scale=s)
         calls[path]()
         since = time.perf_counter()
         calls[path]()
         once[path] = time.perf_counter() - since
     limit = SLOW * min(once.values())
-    timed = {path: call for path, call in calls.items() if path == chosen or once[path] <= limit}
+    calls = {path: call for path, call in calls.items() if path == chosen or once[path] <= limit}
     return {
-        "case": f"{kernel} {batch}x{channels}x{side}, s={s}", "chosen": chosen,
-        "times": in_turns(timed, repeats), "once": once,
+        "case": f"{kernel} {batch}x{channels}x{side}, s={s}, {mode}", "mode": mode, "chosen": chosen,
+        "times": in_turns(calls, repeats), "once": once,
         "terms": {paths.priced(path, layer.geometry): paths.terms(*words)[path] for path in found},
     }  # fmt: skip
 
 
-def fitted(rows: list[dict[str, Any]]) -> paths.Terms:
-    """Charges, in ns, that come nearest to the times of `path_times`: what `paths.CHARGES` holds.
+def fitted(rows: list[dict[str, Any]], table: str) -> paths.Terms:
+    """Charges, in ns, that come nearest to the times of `path_times`: what `paths.CHARGES[table]` holds.
 
     Least squares of the relative errors of each path; a term whose charge would be negative is left out.
     """
     found: paths.Terms = {}
-    for name, charges in paths.CHARGES.items():
+    rows = [row for row in rows if (row["mode"] == "training") == (table == "training")]
+    for name, charges in paths.CHARGES[table].items():
         path = name.split()[0]
         cases = [
             (row["terms"][name], median(row["times"].get(path, [row["once"][path]])))
@@ -447,7 +453,7 @@ def fitted(rows: list[dict[str, Any]]) -> paths.Terms:
 
 
 def choice(config: BenchConfig) -> dict[str, Any]:
-    """The path that the cost model chooses against the fastest of each case, forward and backward."""
+    """The path that the cost model chooses against the fastest of each case, in training and inference."""
     rows = path_times(config)
     chosen, best = [0.0] * config.repeats, [0.0] * config.repeats
     for row in rows:
@@ -468,8 +474,8 @@ def choice(config: BenchConfig) -> dict[str, Any]:
                 }
                 for row in rows
             },
-            "unit": "ms, forward and backward",
-            "charges_that_fit_these_times": fitted(rows),
+            "unit": "ms; training: forward and backward; forward: kernels sampled; kept: kernels at hand",
+            "charges_that_fit_these_times": {table: fitted(rows, table) for table in paths.CHARGES},
         },
     }  # fmt: skip
 

@@ -131,13 +131,15 @@ class CCConv(nn.Module):
         compiling = torch.compiler.is_compiling()
         call = self._call(x, size, scale, offset)
         made, path = _plan(self.geometry, *call), self.path
-        kept = not (self.training or compiling or torch.is_grad_enabled()) and self._few(made)
+        grad = torch.is_grad_enabled()
+        kept = not (self.training or compiling or grad) and self._few(made)
         if path == "auto":
             batch = 8 if compiling else len(x)
-            path = _choose(self.geometry, *call, batch, self._channels(), self.hidden, kept)
+            mode = "kept" if kept else "training" if grad else "forward"
+            path = _choose(self.geometry, *call, batch, self._channels(), self.hidden, mode)
         if kept and path != "separable":  # which samples no kernels
             return self._from_cache(x, made, path)
-        recompute = self.recompute and torch.is_grad_enabled() and not compiling
+        recompute = self.recompute and grad and not compiling
         return paths.apply(x, made, self.kernel, self.geometry, self.bias, self.groups, path, recompute)
 
     def _check_input(self, x: Tensor) -> None:
@@ -186,7 +188,7 @@ class CCConv(nn.Module):
             raise UserError(f"input_size needs {self.dimensions} positive entries, got {input_size}")
         x = next(iter([*self.parameters(), self.kernel.mix]))
         made = self.plan(x.new_empty(0, self.in_channels, *lengths), size, scale, offset)
-        found = paths.cost(made, self.geometry, 1, self._channels(), self.hidden)
+        found = paths.cost(made, self.geometry, 1, self._channels(), self.hidden, "kept")
         found = {name: found[name] for name in ("single", "polyphase") if name in found}
         if not found:
             count = [axis.phases for axis in made.axes]
@@ -262,10 +264,10 @@ def _plan(
 @torch.compiler.assume_constant_result
 def _choose(
     geometry: Geometry, lengths: Any, size: Any, scale: Any, offset: Any, dtype: Any, device: Any,
-    batch: int, channels: Any, hidden: int, kept: bool,
+    batch: int, channels: Any, hidden: int, mode: Any,
 ) -> str:  # fmt: skip
     made = plan(geometry, lengths, size, scale, offset, dtype, device)
-    return paths.choose(made, geometry, batch, channels, hidden, kept)
+    return paths.choose(made, geometry, batch, channels, hidden, mode)
 
 
 def _index(n: int) -> int:

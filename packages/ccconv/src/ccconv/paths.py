@@ -10,6 +10,7 @@ gather      one matrix product per row of phases: the fallback for sizes without
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -65,14 +66,30 @@ def scaled(
 
 Terms = dict[str, dict[str, float]]
 """Of each path what it does: numbers of products, of numbers copied, of calls, …; see `CHARGES`."""
-CHARGES: Terms = {
-    "gather": {"products": 2.5, "copied": 0, "sampled": 1.0, "calls": 2e5},
-    "polyphase": {"products": 1.0, "written": 0, "sampled": 1.0, "calls": 1e6},
-    "single": {"products": 1.0, "written": 0, "sampled": 1.0},
-    "separable mlp": {"resampled": 2.5, "products": 2.0, "sampled": 1.0, "calls": 2e5},
-    "separable": {"resampled": 3.0, "products": 1.0, "calls": 0},
-}
-"""Nanoseconds of each."""
+Mode = Literal["training", "forward", "kept"]
+"""Forward and backward; forward alone; forward with sampled kernels that are at hand already (inference)."""
+CHARGES: dict[str, Terms] = {
+    "training": {
+        "gather": {"products": 0.105, "copied": 3.88, "sampled": 0.370, "kernels": 1.27, "calls": 3.78e5},
+        "polyphase": {
+            "products": 0.0547, "written": 4.26, "read": 4.67, "sampled": 0, "kernels": 35.6, "calls": 1.79e5,
+        },
+        "single": {"products": 0.0541, "written": 7.94, "sampled": 2.15, "kernels": 8.36},
+        "separable mlp": {"resampled": 0.415, "products": 0.305, "sampled": 2.91, "calls": 1.16e5},
+        "separable": {"resampled": 0.105, "products": 0.0676, "calls": 2.82e5},
+    },
+    "forward": {
+        "gather": {"products": 0.0464, "copied": 0.680, "sampled": 0.0428, "kernels": 0.944, "calls": 0},
+        "polyphase": {
+            "products": 0.0183, "written": 2.46, "read": 0.358, "sampled": 0.100, "kernels": 4.78,
+            "calls": 4.64e4,
+        },
+        "single": {"products": 0.0170, "written": 2.58, "sampled": 0.457, "kernels": 2.98},
+        "separable mlp": {"resampled": 0.0911, "products": 0.152, "sampled": 0.650, "calls": 1.41e5},
+        "separable": {"resampled": 0.0418, "products": 0.0230, "calls": 9.50e4},
+    },
+}  # fmt: skip
+"""Nanoseconds of each on one thread, as `ccconv bench paths` fits them to times of all paths."""
 
 
 def cost(
@@ -81,17 +98,14 @@ def cost(
     batch: int,
     channels: tuple[int, int, int],
     hidden: int,
-    kept: bool = False,
+    mode: Mode = "training",
 ) -> dict[str, float]:
-    """Estimated nanoseconds of each path that applies. `channels` is (in, out, groups).
-
-    With `kept` sampled kernels are at hand already (inference), so that only their use is counted.
-    """
+    """Estimated nanoseconds of each path that applies. `channels` is (in, out, groups)."""
+    charges = CHARGES["training" if mode == "training" else "forward"]
     found = {}
-    for path, values in terms(plan, geometry, batch, channels, hidden).items():
-        charges = CHARGES[priced(path, geometry)]
-        free = ("sampled",) if kept and path != "separable" else ()
-        found[path] = sum(charges[term] * value for term, value in values.items() if term not in free)
+    for path, values in terms(plan, geometry, batch, channels, hidden, mode).items():
+        each = charges[priced(path, geometry)]
+        found[path] = sum(each[term] * value for term, value in values.items())
     return found
 
 
@@ -100,14 +114,24 @@ def priced(path: str, geometry: Geometry) -> str:
     return "separable mlp" if path == "separable" and geometry.kernel == "mlp" else path
 
 
-def terms(plan: Plan, geometry: Geometry, batch: int, channels: tuple[int, int, int], hidden: int) -> Terms:
-    """What each path that applies does."""
+def terms(
+    plan: Plan,
+    geometry: Geometry,
+    batch: int,
+    channels: tuple[int, int, int],
+    hidden: int,
+    mode: Mode = "training",
+) -> Terms:
+    """What each path that applies does: products of a conv and of a resampling, numbers written, read and
+    copied for every phase, kernels used and the products that sampled them, calls."""
     axes = plan.axes
     inputs, out, groups = channels[0], channels[1], channels[2]
     phases, taps = total([axis.phases for axis in axes]), total([axis.taps for axis in axes])
     basis = hidden + 1 if geometry.kernel == "mlp" else total(geometry.kernel_size)
     pairs = out * inputs // groups
-    sampled = phases * taps * pairs * basis
+    kernels = phases * taps * pairs
+    sampled = 0 if mode == "kept" else kernels * basis
+    read = batch * inputs * total([axis.high - axis.low for axis in axes])
     pixels = batch * total(plan.sizes)
     written = pixels * out
     whole = batch * total([axis.groups * axis.phases for axis in axes]) * taps * pairs
@@ -116,13 +140,19 @@ def terms(plan: Plan, geometry: Geometry, batch: int, channels: tuple[int, int, 
     found: Terms = {
         "gather": {
             "products": pixels * taps * pairs, "copied": pixels * taps * inputs, "sampled": sampled,
-            "calls": rows,
+            "kernels": kernels, "calls": rows,
         }
     }  # fmt: skip
     if phases <= 256:
-        found["polyphase"] = {"products": whole, "written": written, "sampled": sampled, "calls": phases}
+        found["polyphase"] = {
+            "products": whole, "written": written, "read": phases * read, "sampled": sampled,
+            "kernels": kernels, "calls": phases,
+        }  # fmt: skip
     if phases <= 64 and common <= 8 * taps:
-        found["single"] = {"products": whole * common / taps, "written": written, "sampled": sampled}
+        found["single"] = {
+            "products": whole * common / taps, "written": written, "sampled": sampled,
+            "kernels": kernels * common / taps,
+        }  # fmt: skip
     if geometry.kernel == "mlp":
         found["separable"] = {
             "resampled": pixels * taps * inputs * basis, "products": pixels * pairs * basis,
@@ -161,10 +191,10 @@ def choose(
     batch: int,
     channels: tuple[int, int, int],
     hidden: int,
-    kept: bool = False,
+    mode: Mode = "training",
 ) -> str:
     """The cheapest path by `cost`."""
-    found = cost(plan, geometry, batch, channels, hidden, kept)
+    found = cost(plan, geometry, batch, channels, hidden, mode)
     return min(found, key=lambda name: found[name])
 
 
