@@ -301,7 +301,7 @@ class Index:
 
     def _tree_search(self, queries: "Items") -> Callable[..., "Best"]:
         """Search by the tree, as `_blocks_search` does by blocks."""
-        from paperkit._nearest_tree import Planted, search_tree
+        from paperkit._nearest_tree import Planted, distances, search_tree
 
         keys = self._tree_for(queries)
         known = {id(self.keys): keys, id(queries): Planted(queries, keys.space, self.threads)}
@@ -314,6 +314,8 @@ class Index:
             score, slot, other, _ = search_tree(q, k, *given, slack=(1 + slack) ** 2)
             best.score, best.slot = torch.from_numpy(score), torch.from_numpy(slot)
             best.other = torch.from_numpy(other) if slack else None
+            if best.scale is not None:
+                best.plain = torch.from_numpy(distances(queries, keys, slot, self.threads))
             return best
 
         return search
@@ -472,6 +474,7 @@ class Best:
     def __init__(self, queries: Items, keys: Items, scale: Float64[Tensor, "k"] | None) -> None:
         self.queries, self.keys, self.scale = queries, keys, scale
         self.other: Tensor | None = None
+        self.plain: Tensor | None = None
         none = torch.iinfo(torch.int64).max
         self.score = torch.full((queries.count,), math.inf, dtype=torch.float64, device=queries.device)
         self.slot = torch.full((queries.count,), none, device=queries.device)
@@ -502,9 +505,9 @@ class Best:
 
     @property
     def distance(self) -> Float64[Tensor, "q"]:
-        """D of the best pairs, computed again for the weighted score."""
-        if self.scale is None:
-            return self.score
+        """D of the best pairs, computed again for the weighted score where nobody did."""
+        if self.scale is None or self.plain is not None:
+            return self.score if self.plain is None else self.plain
         parts = torch.arange(self.queries.count, device=self.score.device).split(2**12)
         return torch.cat([_distance(self.queries, self.keys, part, self.slot[part]) for part in parts])
 

@@ -155,20 +155,19 @@ def inputs(case: Case) -> dict[str, np.ndarray]:
 
 
 def _in_turns(config: BenchConfig, name: str, label: str, case: Case) -> Path:
-    """Both sides, one after the other, `repeats` times."""
-    since, peer = time.monotonic(), PEERS[name]
+    """One benchmark of two sides, or of ours alone."""
+    since, load, peer = time.monotonic(), os.getloadavg()[0], PEERS[name]
     both = case.peer and bool(config.peer) and (Path(config.peer) / peer.file).exists()
-    times: dict[str, list[list[float]]] = {"ours": [], "theirs": []}
     with tempfile.TemporaryDirectory() as scratch:
-        given, found = Path(scratch) / "in.npz", {side: Path(scratch) / f"{side}.npy" for side in times}
+        given = Path(scratch) / "in.npz"
+        found = {side: Path(scratch) / f"{side}.npy" for side in (["ours", "theirs"] if both else ["ours"])}
         np.savez(given, **inputs(case))  # pyright: ignore[reportArgumentType]
-        for _ in tqdm(range(config.repeats), desc=f"{name} {label}"):
-            words = ["ours", str(given), str(found["ours"])]
-            times["ours"].append(_timed(sys.executable, words, config.threads))
-            if both:
-                words = [peer.side, str(given), str(found["theirs"]), str(Path(config.peer).resolve())]
-                times["theirs"].append(_timed(config.peer_python or sys.executable, words, config.threads))
-        details: dict[str, Any] = {"size": list(case.size), "alpha": str(case.alpha)}
+        calls = {"ours": [sys.executable, "ours", str(given), str(found["ours"])]}
+        if both:
+            python, checkout = config.peer_python or sys.executable, str(Path(config.peer).resolve())
+            calls["theirs"] = [python, peer.side, str(given), str(found["theirs"]), checkout]
+        times = _turns(calls, config, f"{name} {label}")
+        details: dict[str, Any] = {"size": list(case.size), "alpha": str(case.alpha), "load_before": load}
         if both and found["theirs"].exists():
             a, b = np.load(found["ours"]), np.load(found["theirs"])
             details["share_of_equal_indices"] = float((a == b).mean())
@@ -186,6 +185,16 @@ def _in_turns(config: BenchConfig, name: str, label: str, case: Case) -> Path:
         {"ours": wall.tolist(), "against": against, "peak_mib": (float(np.median(peak)) / 1024, theirs),
          "threads": config.threads, "device": "cpu", "details": details, "wall_s": time.monotonic() - since},
     )  # fmt: skip
+
+
+def _turns(calls: dict[str, list[str]], config: BenchConfig, title: str) -> dict[str, list[list[float]]]:
+    """What `timing` prints of each side, one after the other; a side that has taken minutes stops first."""
+    times: dict[str, list[list[float]]] = {side: [] for side in calls}
+    for _ in tqdm(range(config.repeats), desc=title):
+        for side, (python, *words) in calls.items():
+            if sum(turn[0] for turn in times[side]) < results.LONG:
+                times[side].append(_timed(python, words, config.threads))
+    return times
 
 
 def _write(config: BenchConfig, id: str, name: str, label: str, case: Case, measured: dict[str, Any]) -> Path:
