@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from paperkit import UserError, results
+from paperkit import UserError, reproduction, results
 from paperkit.resize import resize
 from paperkit.run import suggest
 from torch import Tensor
@@ -31,7 +31,6 @@ from tqdm import tqdm
 from gpnn import tasks
 from gpnn.config import BenchConfig
 from gpnn.method import Settings, Source, down, level_size, up
-from gpnn.reproduce import folder
 from gpnn.session import read_image
 
 IMAGE = "coffee"
@@ -207,7 +206,7 @@ def _write(config: BenchConfig, id: str, name: str, label: str, case: Case, meas
         claim=f"{case.task}, {case.size[0]}x{case.size[1]}, alpha {case.alpha:g}: {goal}",
         **measured,
     )  # fmt: skip
-    path = results.write(config.out or folder(), record)
+    path = results.write(config.out or reproduction.folder(__file__), record)
     print(path, flush=True)
     return path
 
