@@ -10,7 +10,8 @@ from paperkit.run import write_json
 
 FIELDS: dict[str, Any] = {
     "claim": "two is more than one", "source": "arithmetic", "preset": "none", "data": "none",
-    "metric": "sum", "unit": "1", "better": "higher", "ours": [2.0], "criterion": "above one", "statistic": 2, "threshold": 1,
+    "metric": "sum", "unit": "1", "better": "higher", "ours": [2.0],
+    "criterion": "above one", "statistic": 2, "threshold": 1,
 }  # fmt: skip
 
 

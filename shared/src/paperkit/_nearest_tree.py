@@ -381,7 +381,7 @@ class Space:
     """Coordinates for rows like these keys."""
 
     def __init__(self, keys: "Items", power: int) -> None:
-        sample = keys.sample(4096).double()
+        sample = keys.sample(1024).double()
         mean = sample.mean(0)
         self.power, self.unit = power, 2.0**-power
         sample = (sample - mean) * self.unit

@@ -217,7 +217,8 @@ class Index:
             distance[rest], other[rest], settled = self._settled(items.only(rest), rest, before, moved)
             rest = rest[~settled]
         if len(rest):
-            new = self._search(items.only(rest), math.inf, index[rest], None, slack)
+            # The tree that told `other` was quicker then: it is not asked again.
+            new = self._search(items.only(rest), math.inf, index[rest], None, slack, other is not None)
             index[rest], distance[rest] = new.index, new.distance
             if other is not None:
                 other[rest] = 0.0 if new.other is None else new.other
@@ -245,13 +246,14 @@ class Index:
         seeds: Tensor | None,
         reverse_seeds: Tensor | None,
         slack: float = 0.0,
+        tree: bool = False,
     ) -> Nearest:
         if (items.width, items.device) != (self.keys.width, self.keys.device):
             raise UserError(
                 f"queries of {items.width} numbers on {items.device}, keys of {self.keys.width} on "
                 f"{self.keys.device}: give the same patch size, channels and device"
             )
-        search = self._tree_search(items) if self._tree_pays(items) else self._blocks_search
+        search = self._tree_search(items) if tree or self._tree_pays(items) else self._blocks_search
         reverse = scale = least = None
         if math.isfinite(alpha):
             guesses = _guesses(reverse_seeds, self.count, "reverse_seeds")
