@@ -158,7 +158,7 @@ def test_chosen_arms_stand_where_the_text_wants_them(root: Path) -> None:
     ]  # fmt: skip
     assert "named" in rows(part)[0]
     assert text.count("97.50") == 3
-    assert "old" not in text
+    assert "\nold\n" not in text
     assert run(root, "--check").returncode == 0
 
 

@@ -19,13 +19,14 @@ squares of differences, none above it, relatively by less than 2^-18. So no key 
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numba
 import numpy as np
 import torch
+
+from paperkit.threads import parallel
 
 if TYPE_CHECKING:
     from paperkit.nearest import Items
@@ -400,7 +401,7 @@ class Space:
         """Coordinates of all rows (row, 2 AXES): for the tree, and for the second look."""
         out = np.empty((len(rows.origin), 2 * AXES), np.float32)
         parallel(
-            len(out), 4096, threads, lambda a, b: project(rows, a, b, self.center, self.unit, self.basis, out)
+            len(out), 1024, threads, lambda a, b: project(rows, a, b, self.center, self.unit, self.basis, out)
         )
         return out
 
@@ -427,19 +428,6 @@ def weigh(tree: Tree, scale: np.ndarray | None, least: np.ndarray | None, unit: 
         level = np.minimum(level[::2], level[1::2])
         node = np.concatenate([level, node])
     return Weight(scale, place, node)
-
-
-def parallel(count: int, chunk: int, threads: int, call: Callable[[int, int], None]) -> None:
-    """call(start, stop) over chunks by threads of Python: nobody spins at a barrier."""
-    starts = range(0, count, chunk)
-    threads = min(threads, len(starts))
-    if threads < 2:
-        for start in starts:
-            call(start, min(start + chunk, count))
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(lambda start: call(start, min(start + chunk, count)), starts):
-            pass
 
 
 def steps_between(queries: "Items", keys: "Items") -> np.ndarray:
@@ -526,9 +514,9 @@ def alike(a: Rows, b: Rows) -> tuple[Rows, Rows]:
     return a._replace(data=a.data.astype(np.float64)), b._replace(data=b.data.astype(np.float64))
 
 
-def distances(queries: "Items", keys: "Items", slot: np.ndarray, threads: int) -> np.ndarray:
+def distances(queries: Rows, keys: Rows, slot: np.ndarray, threads: int) -> np.ndarray:
     """D of each query and one key."""
-    a, b = alike(table(queries), table(keys))
+    a, b = alike(queries, keys)
     out = np.empty(len(slot))
-    parallel(len(slot), 4096, threads, lambda start, stop: pair_distances(a, b, start, stop, slot, out))
+    parallel(len(slot), 1024, threads, lambda start, stop: pair_distances(a, b, start, stop, slot, out))
     return out

@@ -228,12 +228,13 @@ class Index:
         self, items: "Items", rest: Tensor, before: Nearest, moved: Tensor
     ) -> tuple[Float64[Tensor, "n"], Float64[Tensor, "n"], Bool[Tensor, "n"]]:
         """D of the old keys, the least D that another key can have now, and where the old key is nearest."""
-        from paperkit._nearest_tree import distances
+        from paperkit._nearest_tree import distances, table
 
         assert before.other is not None
+        assert self._tree is not None
         slot = before.index[rest]
         slot = slot if self.keys.slots is None else torch.searchsorted(self.keys.slots, slot)
-        distance = torch.from_numpy(distances(items, self.keys, slot.numpy(), self.threads))
+        distance = torch.from_numpy(distances(table(items), self._tree.rows, slot.numpy(), self.threads))
         step, reach = moved[rest].sqrt(), before.other[rest].sqrt()
         # The roots are right to 1e-12 of their size; the margin is a thousand times that.
         settled = distance.sqrt() + step < reach * (1 - 1e-9)
@@ -317,7 +318,7 @@ class Index:
             best.score, best.slot = torch.from_numpy(score), torch.from_numpy(slot)
             best.other = torch.from_numpy(other) if slack else None
             if best.scale is not None:
-                best.plain = torch.from_numpy(distances(queries, keys, slot, self.threads))
+                best.plain = torch.from_numpy(distances(q.rows, k.rows, slot, self.threads))
             return best
 
         return search
