@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from paperkit import UserError
-from paperkit.nearest import Index, Patches, halving_sum, nearest
+from paperkit.nearest import Index, Items, Patches, halving_sum, nearest
 
 METHODS = ["blocks", "tree"]
 ALPHAS = [math.inf, 5e-3, 1e-12]
@@ -375,6 +375,17 @@ def test_inputs_stay_and_gradients_are_not_followed():
     for method in METHODS:
         assert not nearest(q, k, method=method).distance.requires_grad
         assert torch.equal(k, kept)
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_repeated_patches_are_found_alike_with_and_without_a_compiler(name):
+    x = IMAGES[name](0)
+    items = Items(Patches(x, 3), "keys")
+    rows = unfolded(x, (3, 3)) + 0.0
+    first = {row.numpy().tobytes(): i for i, row in reversed(list(enumerate(rows)))}
+    for threads in (0, 1, 2):
+        kept = items.distinct(threads)
+        assert kept.original(torch.arange(kept.count)).tolist() == sorted(first.values())
 
 
 def test_halving_sum_is_a_sum():

@@ -358,6 +358,16 @@ def pair_distances(queries, keys, start, stop, slot, out):
         out[i] = distance(queries, i, keys, slot[i], buffer)
 
 
+@strict
+def hash_rows(bits, origin, offset, factor, start, stop, out):
+    """Sums of the rows' bits times factors, modulo 2^64."""
+    for i in range(start, stop):
+        total = np.int64(0)
+        for t in range(len(offset)):
+            total += np.int64(bits[origin[i] + offset[t]]) * factor[t]
+        out[i] = total
+
+
 # ---- From rows to coordinates to a tree
 
 
@@ -512,6 +522,18 @@ def alike(a: Rows, b: Rows) -> tuple[Rows, Rows]:
     if a.data.dtype == b.data.dtype:
         return a, b
     return a._replace(data=a.data.astype(np.float64)), b._replace(data=b.data.astype(np.float64))
+
+
+def hashes(rows: Rows, factor: np.ndarray, threads: int) -> np.ndarray:
+    """A number for each row, the same for rows of the same bits (one zero only)."""
+    bits = (rows.data + 0.0).view(np.int32 if rows.data.dtype == np.float32 else np.int64)
+    out = np.empty(len(rows.origin), np.int64)
+
+    def run(start: int, stop: int) -> None:
+        hash_rows(bits, rows.origin, rows.offset, factor, start, stop, out)
+
+    parallel(len(out), 1024, threads, run)
+    return out
 
 
 def distances(queries: Rows, keys: Rows, slot: np.ndarray, threads: int) -> np.ndarray:

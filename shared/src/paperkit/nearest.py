@@ -147,7 +147,7 @@ class Index:
             raise UserError(f'unknown method {method!r}: use "auto", "blocks" or "tree"')
         if memory is not None and memory < 2**16:
             raise UserError(f"memory of {memory} bytes is too small: give at least 65536")
-        with _one_torch_thread():
+        with _one_torch_thread() as self.threads:
             self._prepare(Items(keys, "keys"), key_mask, memory, method)
 
     def _prepare(self, items: "Items", key_mask: Tensor | None, memory: int | None, method: str) -> None:
@@ -163,7 +163,7 @@ class Index:
         slots = torch.stack(masks).all(0).nonzero()[:, 0] if masks else None
         if slots is not None and not len(slots):
             raise UserError("the mask leaves no key: no patch lies wholly inside it")
-        self.keys = items.only(slots).distinct()
+        self.keys = items.only(slots).distinct(self._compiled())
         self._tree: Planted | None = None
 
     def search(
@@ -259,13 +259,17 @@ class Index:
         if math.isfinite(alpha):
             guesses = _guesses(reverse_seeds, self.count, "reverse_seeds")
             guesses = guesses if guesses is None or self.keys.slots is None else guesses[self.keys.slots]
-            back = search(self.keys, items.distinct(), None, None, guesses)
+            back = search(self.keys, items.distinct(self._compiled()), None, None, guesses)
             least = back.distance
             scale = alpha + least
             reverse = self.keys.spread(back.index, self.count)
         known = {"slack": slack} if slack and scale is None else {}
         found = search(items, self.keys, scale, least, _guesses(seeds, items.count, "seeds"), **known)
         return Nearest(found.index, found.distance, found.score, reverse, found.other)
+
+    def _compiled(self) -> int:
+        """Threads of compiled code; 0 where there is none."""
+        return 0 if self.method == "blocks" else self.threads
 
     def _blocks_search(
         self,
@@ -429,15 +433,14 @@ class Items:
         step = max(1, self.count // count)
         return self.rows(torch.arange(0, self.count, step, device=self.device)[:count])
 
-    def distinct(self) -> "Items":
-        """Without the rows that repeat an earlier row exactly: they can never win, the earlier one ties."""
+    def distinct(self, threads: int = 0) -> "Items":
+        """Without the rows that repeat an earlier row exactly: they can never win, the earlier one ties.
+
+        `threads`: of compiled code; 0: where there is none.
+        """
         generator = torch.Generator().manual_seed(0)
-        factor = torch.randint(-(2**62), 2**62, (self.width,), generator=generator).to(self.device)
-        whole = torch.int32 if self.data.dtype == torch.float32 else torch.int64
-        keys = torch.empty(self.count, dtype=torch.int64, device=self.device)
-        for part in torch.arange(self.count, device=self.device).split(max(1, 2**19 // self.width)):
-            bits = (self.rows(part) + 0.0).view(whole)  # + 0.0: one zero only
-            keys[part] = (bits * factor).sum(1)
+        factor = torch.randint(-(2**62), 2**62, (self.width,), generator=generator)
+        keys = self._hashes(factor.to(self.device), threads)
         ordered, order = keys.sort(
             stable=True
         )  # equal rows are neighbours, in ascending order of their number
@@ -447,6 +450,19 @@ class Items:
         for part in pairs.split(max(1, 2**19 // self.width)):  # a hash proves nothing: compare
             again[part] = (self.rows(order[part]) == self.rows(order[part - 1])).all(1)
         return self.only(order[~again].sort().values) if again.any() else self
+
+    def _hashes(self, factor: Int64[Tensor, "d"], threads: int) -> Int64[Tensor, "n"]:
+        """A number for each row, the same for equal ones: its bits, weighted, modulo 2^64."""
+        if threads:
+            from paperkit._nearest_tree import hashes, table
+
+            return torch.from_numpy(hashes(table(self), factor.numpy(), threads))
+        whole = torch.int32 if self.data.dtype == torch.float32 else torch.int64
+        keys = torch.empty(self.count, dtype=torch.int64, device=self.device)
+        for part in torch.arange(self.count, device=self.device).split(max(1, 2**19 // self.width)):
+            bits = (self.rows(part) + 0.0).view(whole)  # + 0.0: one zero only
+            keys[part] = (bits * factor).sum(1)
+        return keys
 
 
 # ---- The float64 score that decides
