@@ -134,6 +134,8 @@ def adapt(
         # 1. Both applications at the present weights.
         found = look(copies, x, settings, adapting=not last, measure=settings.measure or not last)
         loss = mean_of(found.gaps, weight, n)
+        if not last:
+            loss.sum().backward()  # now, as copies that stop are put back in place
         found, reached = Pass(found.prediction, found.gaps.detach()), loss.detach()
 
         # 2. A step after which the gap did not fall is taken back, and the copy rests.
@@ -146,12 +148,12 @@ def adapt(
         after = found if after is None else found.where(active.expand(size), after)
         best = reached if best is None else torch.where(active, reached, best)
         if last or not bool(active.any()):
+            copies.optimiser.zero_grad(set_to_none=True)
             break
 
         # 3. The next step; F follows where it is a moving average.
         careful = settings.early_stop or settings.control == "random"
         previous = copies.snapshot() if careful else []
-        loss.sum().backward()
         copies.step()
         if settings.control == "random":
             copies.scramble(previous, settings.seed, step, tags)
@@ -205,7 +207,10 @@ class Adapter:
 
     def __call__(self, x: Batch) -> Adapted:
         """Adapt to a batch and predict it. Raises `UserError` for labels and other bad input."""
-        x = inputs.unlabelled(self._checked(x))
+        with torch.inference_mode(False), torch.enable_grad():  # whatever the caller has switched off
+            return self._call(inputs.unlabelled(inputs.trackable(self._checked(x))))
+
+    def _call(self, x: Batch) -> Adapted:
         if self.settings.reset:
             self.reset()
         trace, chosen_ = self._gated(x)

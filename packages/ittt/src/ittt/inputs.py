@@ -109,6 +109,13 @@ def each(x: Batch, call: Callable[[Tensor], Tensor]) -> Batch:
     return {name: call(values) for name, values in x.items()} if isinstance(x, dict) else call(x)
 
 
+def trackable(x: Batch) -> Batch:
+    """The batch, copied where it was made in inference mode (autograd takes no such tensors)."""
+    if is_graph(x):
+        return x.clone() if x.x.is_inference() else x
+    return each(x, lambda values: values.clone() if values.is_inference() else values)
+
+
 def node_rows(x: Batch) -> Int64[Tensor, " nodes"]:
     """Which graph each node belongs to."""
     owner = getattr(x, "batch", None)

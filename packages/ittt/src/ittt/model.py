@@ -67,9 +67,8 @@ class ITTT(nn.Module):
         self.task = task_of(task, gap, scale, smoothing)
         self.outputs, self.presence, self.key = outputs, presence, key
         self.model, self.injection = injection(model, inject, outputs + presence, layer, key, width, retrofit)
-        value = torch.full((outputs,), _neutral(neutral, outputs))
-        like = next(model.parameters(), value)
-        value = value.to(like)
+        like = next(model.parameters(), torch.empty(0))
+        value = torch.full((outputs,), _neutral(neutral, outputs), dtype=like.dtype, device=like.device)
         if neutral == "learned":
             self.neutral = nn.Parameter(value)
         else:

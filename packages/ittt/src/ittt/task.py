@@ -3,7 +3,7 @@
 Used by `ITTT`. A signal is the label as numbers: scaled values, or probabilities over classes.
 """
 
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -14,28 +14,6 @@ from torch.nn import functional as F
 from ittt.method import GAPS, PLAIN, gap_of_distributions, gap_of_values
 
 Kind = Literal["regression", "classes", "binary"]
-
-
-class Task(Protocol):
-    """What the engine asks of a task."""
-
-    gap_kind: str
-
-    def from_output(self, output: Tensor) -> Tensor:
-        """The signal of a prediction."""
-        ...
-
-    def from_target(self, target: Tensor, outputs: int) -> Tensor:
-        """The signal of a label; `outputs` is the length of axis 1 of a prediction."""
-        ...
-
-    def loss(self, output: Tensor, target: Tensor) -> Float[Tensor, ""]:
-        """The task's own loss, for training (Eq. 2)."""
-        ...
-
-    def gap(self, first: Tensor, second: Tensor) -> Float[Tensor, " b"]:
-        """The gap of each sample between two predictions."""
-        ...
 
 
 class Regression:
@@ -112,6 +90,10 @@ class Binary:
             return gap_of_values(first, second, self.gap_kind)
         pair = [F.logsigmoid(torch.stack([logits, -logits], 1)) for logits in (first, second)]
         return gap_of_distributions(*pair, self.gap_kind)
+
+
+Task = Regression | Classes | Binary
+"""from_output and from_target make signals; loss is for training (Eq. 2); gap compares two predictions."""
 
 
 def task_of(kind: str, gap: str, scale: float, smoothing: float) -> Task:
