@@ -1,31 +1,11 @@
 """Where the signal enters, what it is, ZigZag training, retrofits, and every kind of batch."""
 
-import copy
-
 import pytest
 import torch
 import torchvision
 from ittt import ITTT, Settings, extra_inputs
 from paperkit import UserError
 from torch import nn
-from torch.nn import functional as F
-from torch_geometric.data import Batch, Data
-from torch_geometric.nn import GCNConv, GMMConv, global_mean_pool
-
-
-class Graphs(nn.Module):
-    """Two graph convolutions and a mean: one number per graph."""
-
-    def __init__(self, features: int):
-        super().__init__()
-        self.first, self.second = GMMConv(features, 6, dim=2, kernel_size=2), GCNConv(6, 6)
-        self.out = nn.Linear(6, 1)
-
-    def forward(self, data):
-        assert "y" not in data, "the network sees no label"
-        h = F.elu(self.first(data.x, data.edge_index, data.edge_attr))
-        h = F.elu(self.second(h, data.edge_index))
-        return self.out(global_mean_pool(h, data.batch))
 
 
 class Named(nn.Module):
@@ -41,18 +21,6 @@ class Named(nn.Module):
 
 def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def rings(*sizes, labels=True):
-    """A batch of directed rings with two features per node and two per edge."""
-    graphs = []
-    for i, n in enumerate(sizes):
-        edges = torch.stack([torch.arange(n), (torch.arange(n) + 1) % n])
-        graph = Data(x=draw(n, 2, seed=i), edge_index=edges, edge_attr=draw(n, 2, seed=9 + i).sigmoid())
-        if labels:
-            graph.y = torch.tensor([float(i)])
-        graphs.append(graph)
-    return Batch.from_data_list(graphs)
 
 
 def convs(channels: int, classes: int = 3):
@@ -98,7 +66,7 @@ def test_signal_of_masks_is_a_probability_map():
     assert mixed[1, 0].unique().tolist() == [0.5]
     assert mixed[:, 1].amax((1, 2)).tolist() == [1, 0]
     assert net.gap(x).shape == (2,)
-    assert float(net.loss(x, mask)) > 0
+    assert float(net.loss(x, mask).detach()) > 0
 
 
 def test_learned_neutral_is_trained():
@@ -119,9 +87,9 @@ def test_loss_is_the_sum_of_both_passes_and_masked_draws_one_of_them():
     torch.testing.assert_close(net.loss(x, y), known.mean() + neutral.mean())
     torch.testing.assert_close(net.loss(x, y, mask=1.0), neutral.mean())
     torch.testing.assert_close(net.loss(x, y, mask=0.0), known.mean())
-    fed = torch.rand(6, generator=torch.Generator().manual_seed(7)) >= 0.75
+    fed = torch.rand(6, generator=torch.Generator().manual_seed(7)) >= 0.5
     assert 0 < int(fed.sum()) < 6
-    drawn = net.loss(x, y, mask=0.75, generator=torch.Generator().manual_seed(7))
+    drawn = net.loss(x, y, mask=0.5, generator=torch.Generator().manual_seed(7))
     torch.testing.assert_close(drawn, torch.where(fed, known, neutral).mean())
 
 
@@ -137,7 +105,7 @@ def test_gap_leaves_the_training_mode_as_it_was():
 # ---- each place, with each kind of batch
 
 
-def test_concat_channel_and_node_are_more_inputs():
+def test_concat_and_channel_are_more_inputs():
     table = nn.Linear(3 + 2, 1)
     torch.testing.assert_close(
         ITTT(table, neutral=0.5)(draw(4, 3)),
@@ -148,14 +116,6 @@ def test_concat_channel_and_node_are_more_inputs():
     bits[:, :3] = 1 / 3
     net = ITTT(conv, "channel", outputs=3, task="classes", neutral="uniform")
     torch.testing.assert_close(net(draw(2, 3, 8, 8)), conv(torch.cat([draw(2, 3, 8, 8), bits], 1)))
-    graphs = rings(4, 7)
-    net = ITTT(Graphs(2 + 2), "node", neutral=0.2)
-    fed = copy.copy(graphs)
-    del fed.y
-    fed.x = torch.cat([graphs.x, torch.tensor([[5.0, 1.0]] * 4 + [[6.0, 1.0]] * 7)], 1)
-    torch.testing.assert_close(net(graphs, torch.tensor([[5.0], [6.0]])), net.model(fed))
-    assert graphs.x.shape == (11, 2)
-    assert graphs.y.tolist() == [0, 1]
 
 
 def test_tokens_get_the_signal_each():
@@ -194,32 +154,15 @@ def test_dict_of_tensors():
     torch.testing.assert_close(found["instance"].prediction[2:3], alone.prediction)
 
 
-def test_graphs_alone_in_batches_and_one_by_one():
-    torch.manual_seed(0)
-    net = ITTT(Graphs(2 + 2), "node", neutral=0.2)
-    graphs = rings(4, 7, 5)
-    alone = [net.adapter(Settings(rollback=False))(graphs[i]) for i in range(3)]
-    each = net.adapter(Settings(per="instance", rollback=False))(graphs)
-    torch.testing.assert_close(each.prediction, torch.cat([found.prediction for found in alone]))
-    together = net.adapter(Settings(rollback=False))(graphs)
-    assert together.prediction.shape == (3, 1)
-    assert not torch.allclose(together.prediction, each.prediction)
-    torch.testing.assert_close(together.gap_before, each.gap_before)
-    assert float(net.loss(graphs, graphs.y[:, None])) > 0
-
-
 # ---- retrofits: f(x, 0) equals the pretrained network bit for bit
 
 
 @pytest.mark.parametrize("neutral", [0.0, 50.0, "learned", "uniform"])
-@pytest.mark.parametrize("place", ["concat", "channel", "node", "feature", "resnet"])
+@pytest.mark.parametrize("place", ["concat", "channel", "feature", "resnet"])
 def test_retrofit_is_the_pretrained_network_exactly(place, neutral):
     torch.manual_seed(1)
     options = {"outputs": 3, "task": "classes", "neutral": neutral, "retrofit": True}
-    if place == "node":
-        options |= {"outputs": 1, "task": "regression"}
-        x, model = rings(4, 6, labels=False), Graphs(2)
-    elif place == "concat":
+    if place == "concat":
         x, model = draw(5, 4), nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True), nn.Linear(8, 3))
     elif place == "resnet":
         x, model = draw(2, 3, 32, 32), torchvision.models.resnet18(num_classes=3)
@@ -234,8 +177,7 @@ def test_retrofit_is_the_pretrained_network_exactly(place, neutral):
         assert torch.equal(net(x), expected)
         assert torch.equal(net(x, net.from_output(expected)), expected)
         assert net.gap(x).tolist() == [0.0] * len(expected)
-    target = torch.zeros(len(expected), dtype=torch.long) if place != "node" else torch.ones(2, 1)
-    net.loss(x, target).backward()
+    net.loss(x, torch.zeros(len(expected), dtype=torch.long)).backward()
     trained = [p.grad for name, p in net.named_parameters() if "branch" in name]
     assert trained
     assert all(float(gradient.abs().sum()) > 0 for gradient in trained)
@@ -295,9 +237,7 @@ def test_bad_batches():
     maps = ITTT(nn.Conv2d(3 + 2, 1, 3), "channel")
     refused("cannot be fed back as channels", lambda: maps.adapter()(draw(2, 3, 8, 8)))
     flat = ITTT(nn.Sequential(nn.Linear(5, 4), nn.Unflatten(1, (1, 2, 2))))
-    refused(r"predictions of shape \(4, 1, 2, 2\) cannot be fed back by", lambda: flat.adapter()(x))
-    lonely = Batch.from_data_list([Data(x=draw(3, 2), edge_index=torch.empty(2, 0, dtype=torch.long))])
-    refused("no edges", lambda: ITTT(Graphs(4), "node").adapter()(lonely))
+    refused(r"signal of shape \(4, 2, 2, 2\) cannot be fed back by", lambda: flat.adapter()(x))
     sized = nn.Sequential(nn.Conv2d(3 + 2, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 1))
     refused("does not take inputs", lambda: ITTT(sized, "channel").adapter()(draw(2, 3, 9, 9)))
 

@@ -125,7 +125,8 @@ def adapt(
     before = look(copies, x, settings) if settings.norm == "batch-frozen" else None
     active = torch.ones(n, dtype=torch.bool, device=copies.leaves[0].device)
     taken = torch.zeros(n, dtype=torch.long, device=active.device)
-    after, best, previous = None, None, []
+    after, previous = None, []
+    best = torch.full((n,), torch.inf).to(copies.leaves[0])
     for step in range(settings.steps + 1):
         last = step == settings.steps
         if last and settings.timing == "before":
@@ -146,7 +147,7 @@ def adapt(
             active = better
         before = before or found
         after = found if after is None else found.where(active.expand(size), after)
-        best = reached if best is None else torch.where(active, reached, best)
+        best = torch.where(active, reached, best)
         if last or not bool(active.any()):
             copies.optimiser.zero_grad(set_to_none=True)
             break
@@ -193,11 +194,12 @@ class Adapter:
             raise UserError(f"norm={settings.norm!r}: the network has no batch norm; leave norm at 'eval'")
         self.settings, self.names = settings, chosen(net, settings)
         self.gate, self.limit = thresholds(settings, calibration)
-        self.source = copy.deepcopy(net).eval().requires_grad_(False)
-        self.net = copy.deepcopy(self.source)
-        kept = {"frozen": self.source, "none": self.net}
-        self.anchor = kept[settings.anchor] if settings.anchor in kept else copy.deepcopy(self.source)
-        self.shared = Shared(self.source, self.net, self.anchor, self.names, settings)
+        with torch.inference_mode(False):
+            self.source = copy.deepcopy(net).eval().requires_grad_(False)
+            self.net = copy.deepcopy(self.source)
+            kept = {"frozen": self.source, "none": self.net}
+            self.anchor = kept[settings.anchor] if settings.anchor in kept else copy.deepcopy(self.source)
+            self.shared = Shared(self.source, self.net, self.anchor, self.names, settings)
         self.batches = 0
         """Batches adapted to so far."""
 
@@ -339,9 +341,13 @@ def _spread(part: Trace, rows: Int64[Tensor, " m"], idle: Trace) -> Trace:
 
 def _joined(parts: Sequence[Trace]) -> Trace:
     """Traces of parts of a batch, one after another."""
-    before, after, *others = zip(*parts, strict=True)
-    passes = [Pass(*map(torch.cat, zip(*side, strict=True))) for side in (before, after)]
-    return Trace(*passes, *map(torch.cat, others))
+    before, after = ([part[side] for part in parts] for side in (0, 1))
+    others = [torch.cat([part[i] for part in parts]) for i in range(2, len(Trace._fields))]
+    return Trace(_joined_passes(before), _joined_passes(after), *others)
+
+
+def _joined_passes(parts: Sequence[Pass]) -> Pass:
+    return Pass(torch.cat([part.prediction for part in parts]), torch.cat([part.gaps for part in parts]))
 
 
 def _misfit(x: Batch, key: str, error: RuntimeError) -> Exception:

@@ -199,7 +199,7 @@ def as_map(signal: Float[Tensor, "b k ..."], values: Tensor) -> Tensor:
 def on_nodes(signal: Float[Tensor, "b k ..."], x: Batch) -> Float[Tensor, "nodes k"]:
     """One signal per graph spread over its nodes; one per node as it is."""
     if signal.ndim != 2:
-        raise UserError(f"predictions of shape {tuple(signal.shape)} cannot be fed back to nodes")
+        raise UserError(f"a signal of shape {tuple(signal.shape)} cannot be fed back to nodes")
     per_node = len(signal) == len(x.x) and len(signal) != inputs.size(x)
     return signal if per_node else signal[inputs.node_rows(x)]
 
@@ -207,7 +207,7 @@ def on_nodes(signal: Float[Tensor, "b k ..."], x: Batch) -> Float[Tensor, "nodes
 def _needs_vector(signal: Tensor, place: str) -> None:
     if signal.ndim != 2:
         raise UserError(
-            f"predictions of shape {tuple(signal.shape)} cannot be fed back by inject={place!r}: "
+            f"a signal of shape {tuple(signal.shape)} cannot be fed back by inject={place!r}: "
             "use 'channel', or a network whose output is (b, k)"
         )
 

@@ -6,7 +6,7 @@ they can do.
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from jaxtyping import Float, Int64
@@ -18,7 +18,7 @@ Batch = Any
 LABELS = ("y", "label", "labels", "target", "targets")
 
 
-def is_graph(x: Batch) -> bool:
+def is_graph(x: Any) -> TypeGuard[Any]:
     """Whether it is a torch-geometric `Data` or `Batch`."""
     return hasattr(x, "edge_index") and hasattr(x, "to_dict")
 

@@ -1,7 +1,7 @@
 """How a network is adapted at test time: one frozen dataclass, checked. Imports no torch."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from paperkit import UserError
 
@@ -71,6 +71,14 @@ class Settings:
         for wrong, text in self._contradictions():
             if wrong:
                 raise UserError(text)
+
+    @classmethod
+    def online(cls, **changes: Any) -> "Settings":
+        """For a stream: nothing is reset, F is a slow average (Eq. 7), and a guard watches for collapse.
+
+        The paper gives no values; faster averages and larger steps collapse.
+        """
+        return cls(**{"reset": False, "anchor": "ema", "lr": 1e-4, "guard": 0.1, **changes})
 
     def _check_numbers(self) -> None:
         if self.steps < 0 or self.chunk < 1:

@@ -88,8 +88,8 @@ class Binary:
     def gap(self, first: Float[Tensor, "b ..."], second: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:
         if self.gap_kind in PLAIN:
             return gap_of_values(first, second, self.gap_kind)
-        pair = [F.logsigmoid(torch.stack([logits, -logits], 1)) for logits in (first, second)]
-        return gap_of_distributions(*pair, self.gap_kind)
+        p, q = (F.logsigmoid(torch.stack([logits, -logits], 1)) for logits in (first, second))
+        return gap_of_distributions(p, q, self.gap_kind)
 
 
 Task = Regression | Classes | Binary
