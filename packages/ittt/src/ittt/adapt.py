@@ -341,9 +341,13 @@ def _spread(part: Trace, rows: Int64[Tensor, " m"], idle: Trace) -> Trace:
 
 def _joined(parts: Sequence[Trace]) -> Trace:
     """Traces of parts of a batch, one after another."""
-    before, after = ([part[side] for part in parts] for side in (0, 1))
-    others = [torch.cat([part[i] for part in parts]) for i in range(2, len(Trace._fields))]
-    return Trace(_joined_passes(before), _joined_passes(after), *others)
+    return Trace(
+        _joined_passes([part.before for part in parts]),
+        _joined_passes([part.after for part in parts]),
+        torch.cat([part.steps for part in parts]),
+        torch.cat([part.moved for part in parts]),
+        torch.cat([part.rolled_back for part in parts]),
+    )
 
 
 def _joined_passes(parts: Sequence[Pass]) -> Pass:

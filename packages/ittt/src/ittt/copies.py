@@ -91,6 +91,7 @@ class Shared(Copies):
         self.origin = [trained[name] for name in names]
         follows = anchor is not net and anchor is not source
         self.anchor_views = [moving[name].detach()[None] for name in names] if follows else []
+        self.buffers = list(net.buffers()), list(source.buffers())
         self.optimiser = optimiser_of(self.leaves, settings)
 
     def f(self, x: Batch, signal: Tensor | None = None) -> Tensor:
@@ -108,7 +109,7 @@ class Shared(Copies):
         """Back to Theta, buffers too; the optimiser forgets its moments unless they are kept."""
         copy_into(self.leaves, self.origin)
         copy_into([view[0] for view in self.anchor_views], self.origin)
-        copy_into(list(self.net.buffers()), list(self.source.buffers()))
+        copy_into(*self.buffers)
         if not keep_state:
             self.optimiser.state.clear()
 

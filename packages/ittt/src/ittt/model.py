@@ -101,16 +101,14 @@ class ITTT(nn.Module):
         known: Bool[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b ..."]:
         """The signal channels (b, outputs + presence, ...): neutral where no label is `known`."""
-        values = inputs.main_tensor(x, self.key)
-        like = next(self.parameters(), values)
         if signal is None:
-            signal = self.neutral.to(like).expand(inputs.size(x), -1)
+            signal = self.neutral.expand(inputs.size(x), -1)
             return self._with_bit(signal, torch.zeros_like(signal[:, :1]))
-        signal = signal.to(like)
+        signal = signal.to(self.neutral)
         bit = torch.ones_like(signal[:, :1])
         if known is not None:
             place = known.view(-1, *[1] * (signal.ndim - 1))
-            neutral = self.neutral.to(like).view(1, -1, *[1] * (signal.ndim - 2))
+            neutral = self.neutral.view(1, -1, *[1] * (signal.ndim - 2))
             signal, bit = torch.where(place, signal, neutral), bit * place
         return self._with_bit(signal, bit)
 

@@ -15,23 +15,23 @@ NAMED = ("all", "norm", "head", "encoder")
 
 
 def chosen(net: nn.Module, settings: Settings) -> list[str]:
-    """Names of the parameters of an `ITTT` that are adapted.
+    """Names of the parameters of a network that are adapted.
 
-    norm: those of layers whose class is called a norm; head: those of the model's last layer that has any;
-    encoder: the model's others; else patterns as of file names, apart by commas. norm="batch-frozen" leaves
-    out batch norm's affine. Raises `UserError` when nothing is left.
+    norm: those of layers whose class is called a norm; head: those of the last layer that has any (of an
+    `ITTT`'s model); encoder: the others; else patterns as of file names, apart by commas. norm="batch-frozen"
+    leaves out batch norm's affine. Raises `UserError` when nothing is left.
     """
     owners = {name: name.rpartition(".")[0] for name, _ in net.named_parameters()}
     kinds = dict(net.named_modules())
-    head = [owner for name, owner in owners.items() if name.startswith("model.")][-1:]
+    inside = {n: owner for n, owner in owners.items() if n.startswith("model.")} or owners
+    head = list(inside.values())[-1:]
     which = settings.parameters
     if which == "all":
         names = list(owners)
     elif which == "norm":
         names = [name for name, owner in owners.items() if "Norm" in type(kinds[owner]).__name__]
     elif which in ("head", "encoder"):
-        inside = {name: owner in head for name, owner in owners.items() if name.startswith("model.")}
-        names = [name for name, last in inside.items() if last == (which == "head")]
+        names = [name for name, owner in inside.items() if (owner in head) == (which == "head")]
     else:
         patterns = [pattern.strip() for pattern in which.split(",")]
         names = [name for name in owners if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
