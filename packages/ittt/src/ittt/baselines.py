@@ -13,6 +13,7 @@ from paperkit import UserError, suggest
 from torch import Tensor, nn
 
 from ittt import inputs
+from ittt.guard import Calibration
 from ittt.inputs import Batch
 from ittt.model import ITTT
 from ittt.objectives import Activations, Augment, Entropy, Marginal, Objective, Reliable, Rotation
@@ -98,6 +99,7 @@ def method(
     clean: Sequence[Batch] = (),
     augment: Augment | None = None,
     rotation: Rotation | None = None,
+    calibration: Calibration | None = None,
 ) -> Predict:
     """One of `METHODS` on a trained network, with the steps, lr and optimiser of `settings`.
 
@@ -105,10 +107,11 @@ def method(
     eta: entropy through the norms' affine weights under the batch's statistics. memo: instances, with
     `augment`. actmad: needs `clean` batches. rotation: needs the head that was trained with the network.
     it3: as `settings` say; it3-bn: the same under the batch's statistics; un-frozen: F is f itself (Eq. 5);
-    shuffled, random: the controls. Raises `UserError` for an unknown name and for a part that is missing.
+    shuffled, random: the controls. A gate and abstention need the `calibration`. Raises `UserError` for an
+    unknown name and for a part that is missing.
     """
     if name in ("it3", "it3-bn", "un-frozen", "shuffled", "random"):
-        return _it3(name, net, settings)
+        return _it3(name, net, settings, calibration)
     own = Settings(
         steps=settings.steps, lr=settings.lr, optimiser=settings.optimiser, reset=settings.reset,
         carry_state=settings.carry_state,
@@ -130,7 +133,7 @@ def method(
     raise UserError(f"no method {name!r}{suggest(name, METHODS)}; the methods are {', '.join(METHODS)}")
 
 
-def _it3(name: str, net: ITTT, settings: Settings) -> Predict:
+def _it3(name: str, net: ITTT, settings: Settings, calibration: Calibration | None) -> Predict:
     """The paper's method and its variants."""
     changes: dict[str, dict[str, str]] = {
         "it3": {},
@@ -139,7 +142,7 @@ def _it3(name: str, net: ITTT, settings: Settings) -> Predict:
         "shuffled": {"control": "shuffled"},
         "random": {"control": "random"},
     }
-    adapter = net.adapter(replace(settings, **changes[name]))
+    adapter = net.adapter(replace(settings, **changes[name]), calibration)
     return lambda x: adapter(x).prediction
 
 
