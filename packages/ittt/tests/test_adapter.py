@@ -349,6 +349,7 @@ def test_parameter_filters():
             {"method": "rank-one", "per": "instance", "steps": 1, "score": "second-adapted"},
             "predicts after its step",
         ),
+        ({"early_stop": True, "carry_state": True}, "takes a step back"),
         ({"guard": 0.1}, "set reset to False"),
     ],
 )
@@ -366,6 +367,17 @@ def test_settings_that_the_network_does_not_allow():
         images().adapter(Settings(control="shuffled"))(draw(1, 1, 6, 6))
     with pytest.raises(UserError, match="linear layers only"):
         images().adapter(Settings(per="instance", method="rank-one", steps=1))(draw(2, 1, 6, 6))
+
+    class Asking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(4, 1)
+
+        def forward(self, x):
+            return self.inner(x) if float(x.sum()) > 0 else self.inner(-x)
+
+    with pytest.raises(UserError, match="use method='loop'"):
+        ITTT(Asking()).adapter(Settings(per="instance"))(draw(2, 2))
 
     class Twice(nn.Module):
         def __init__(self):

@@ -65,11 +65,20 @@ def length(tensors):
     return math.sqrt(sum(float((t**2).sum()) for t in tensors))
 
 
-def reference(source, x, task, s, adapted=(0, 1, 2, 3, 4, 5), eps=1e-8):
-    """(prediction, prediction before, gaps before, gaps after, theta, rolled back) of one batch."""
-    theta = [w.clone().requires_grad_() for w in source]
-    anchor = [w.clone() for w in source]
-    moments = [[torch.zeros_like(w), torch.zeros_like(w)] for w in source]
+def fresh(source):
+    """Weights of f and F, and Adam's moments with the count of its steps."""
+    return source, source, [[torch.zeros_like(w), torch.zeros_like(w)] for w in source], 0
+
+
+def reference(source, x, task, s, adapted=(0, 1, 2, 3, 4, 5), eps=1e-8, start=None):
+    """(prediction, prediction before, gaps before, gaps after, theta, rolled back) of one batch.
+
+    `start` is where a stream stands; the state after the batch is appended to it.
+    """
+    state = start[-1] if start else fresh(source)
+    theta = [w.clone().requires_grad_() for w in state[0]]
+    anchor = [w.clone() for w in state[1]]
+    moments, count = [[m.clone() for m in pair] for pair in state[2]], state[3]
     kept, previous = None, None
     for step in range(s.steps + 1):
         second = theta if s.anchor == "none" else anchor
@@ -93,14 +102,15 @@ def reference(source, x, task, s, adapted=(0, 1, 2, 3, 4, 5), eps=1e-8):
                 if s.optimiser == "adam":
                     first = moments[i][0] = 0.9 * first + 0.1 * g
                     square = moments[i][1] = 0.999 * square + 0.001 * g**2
-                    centred = first / (1 - 0.9 ** (step + 1))
-                    spread = square / (1 - 0.999 ** (step + 1))
+                    centred = first / (1 - 0.9 ** (count + 1))
+                    spread = square / (1 - 0.999 ** (count + 1))
                     w -= s.lr * centred / (spread.sqrt() + eps)
                 else:
                     momentum = 0.9 if s.optimiser == "momentum" else 0.0
                     first = moments[i][0] = momentum * first + g
                     w -= s.lr * first
             moved.append(w)
+        count += 1
         if s.trust:
             radius = s.trust * length(source[i] for i in adapted)
             far = length(w - o for w, o in zip(moved, source, strict=True))
@@ -111,7 +121,10 @@ def reference(source, x, task, s, adapted=(0, 1, 2, 3, 4, 5), eps=1e-8):
         theta = [w.requires_grad_() for w in moved]
     rolled = s.rollback and not float(kept[2].mean()) <= float(before[2].mean())
     if rolled:
-        kept, theta = before, source
+        kept = before
+        theta, anchor, moments, count = state
+    if start:
+        start.append(([w.detach() for w in theta], anchor, moments, count))
     prediction = scored(kept, s)
     gaps = kept[2]
     if s.choose == "lower-gap":
@@ -266,6 +279,42 @@ def test_a_part_of_the_weights(parameters, adapted, method):
             found.prediction[i : i + 1],
             reference(source, x[i : i + 1], "regression", settings, adapted, eps)[0],
         )
+
+
+STREAMS = {
+    "frozen": Settings(reset=False, lr=1e-2),
+    "average": Settings(reset=False, lr=1e-2, anchor="ema", decay=0.8),
+    "average, no rollback": Settings(reset=False, lr=3e-2, anchor="ema", decay=0.8, rollback=False),
+    "un-frozen": Settings(reset=False, lr=1e-2, anchor="none"),
+    "moments carried": Settings(reset=False, lr=2e-2, carry_state=True, anchor="ema", decay=0.8),
+    "momentum carried": Settings(reset=False, lr=2e-2, carry_state=True, optimiser="momentum"),
+    "moments carried, weights not": Settings(carry_state=True, rollback=False),
+    "all": Settings(reset=False, steps=6, lr=5e-3, anchor="ema", decay=0.9, early_stop=True, trust=0.04),
+}
+
+
+@pytest.mark.parametrize("case", STREAMS)
+def test_stream_equals_the_reference(case):
+    settings = STREAMS[case]
+    net, source = build()
+    adapter, stream, undone = net.adapter(settings), [fresh(source)], 0
+    for seed in range(8):
+        x = rows(seed=seed)
+        found = adapter(x)
+        prediction, before, _, gaps, theta, rolled = reference(
+            source, x, "regression", settings, start=stream
+        )
+        same(found.prediction, prediction)
+        same(found.before, before)
+        same(found.gap_after, gaps)
+        same(list(adapter.net.parameters()), theta)
+        undone += rolled
+        assert bool(found.rolled_back.all()) == rolled
+        theta, anchor, moments, count = stream[-1]
+        weights = (source, source) if settings.reset else (theta, anchor)
+        stream.append((*weights, moments, count) if settings.carry_state else (*weights, *fresh(source)[2:]))
+    if case in ("frozen", "moments carried"):
+        assert 0 < undone < 8, "some batches are rolled back"
 
 
 # ---- limits and invariances (specification, section 11)

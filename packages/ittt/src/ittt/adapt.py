@@ -122,6 +122,7 @@ def adapt(
     """
     n, size = copies.n, inputs.size(x)
     start = None if settings.reset else copies.snapshot()
+    carried = copy.deepcopy(copies.optimiser.state_dict()) if settings.carry_state else None
     before = look(copies, x, settings) if settings.norm == "batch-frozen" else None
     active = torch.ones(n, dtype=torch.bool, device=copies.leaves[0].device)
     taken = torch.zeros(n, dtype=torch.long, device=active.device)
@@ -172,6 +173,8 @@ def adapt(
     if settings.rollback:
         worse = ~(mean_of(after.gaps, weight, n) <= mean_of(before.gaps, weight, n))
         copies.restore(worse, start)
+        if carried is not None and bool(worse.any()):
+            copies.optimiser.load_state_dict(carried)
         after, taken = after.where(~worse.expand(size), before), taken * ~worse
     shared = [part.expand(size) for part in (taken, copies.distance(), worse)]
     return Trace(before, after, *shared)
@@ -215,6 +218,8 @@ class Adapter:
     def _call(self, x: Batch) -> Adapted:
         if self.settings.reset:
             self.reset()
+        elif not self.settings.carry_state:
+            self.shared.optimiser.state.clear()
         trace, chosen_ = self._gated(x)
         returned = bool(
             self.settings.guard
@@ -282,7 +287,14 @@ class Adapter:
 
             return adapt_rank_one(self.source, part, self.names, self.settings)
         copies = Stack(self.source, len(rows), self.names, self.settings)
-        return adapt(copies, part, self.settings, tags=[f"{self.batches} {row}" for row in rows.tolist()])
+        tags = [f"{self.batches} {row}" for row in rows.tolist()]
+        try:
+            return adapt(copies, part, self.settings, tags=tags)
+        except RuntimeError as error:
+            if "vmap" not in str(error):
+                raise
+            text = str(error).splitlines()[0]
+            raise UserError(f"the network does not run side by side, use method='loop': {text}") from error
 
     def _result(self, trace: Trace, chosen_: Bool[Tensor, " b"], returned: bool) -> Adapted:
         before, after = trace.before, trace.after

@@ -72,6 +72,8 @@ class Baseline:
     def _adapted(self, x: Batch) -> Tensor:
         if self.settings.reset:
             self.reset()
+        elif self.objective is not None and not self.settings.carry_state:
+            self.optimiser.state.clear()
         if self.settings.norm == "eval":
             return self._steps(x)
         with batch_statistics(self.net):

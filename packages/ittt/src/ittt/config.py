@@ -53,6 +53,8 @@ class TrainConfig:
     """How a test batch is adapted to."""
     adapt_batch: int = 0
     """Test rows that are adapted to together; 0 = all."""
+    no_harm: bool = False
+    """Take the largest lr up to 1e-2 that raises the error on the clean rows by at most 1 % instead."""
     levels: tuple[float, ...] = LEVELS
     """Shares of missing entries of the test rows to print errors for at the end."""
 

@@ -1,14 +1,20 @@
-"""What is known of clean inputs, and the thresholds that follow from it: gating and abstention."""
+"""What is known of clean inputs, and what follows from it: gating, abstention, a harmless learning rate."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float
 from paperkit import UserError
 from torch import Tensor
 
+from ittt.inputs import Batch
 from ittt.method import conformal, quantile
 from ittt.settings import Settings
+
+if TYPE_CHECKING:
+    from ittt.model import ITTT
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,33 @@ class Calibration:
     def limit(self, share: float) -> float:
         """The gap above which inputs are refused: of new clean ones at most `share` are."""
         return conformal(self.gaps, share)
+
+
+def harmless_lr(
+    net: "ITTT",
+    batches: Sequence[tuple[Batch, Tensor]],
+    settings: Settings,
+    error: Callable[[Tensor, Tensor], Float[Tensor, " b"]],
+    grid: Sequence[float] = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5),
+    most: float = 0.01,
+) -> float:
+    """The largest learning rate of the grid that raises the error on clean batches by at most `most`.
+
+    `batches` are (inputs, labels) of the training distribution, `error(predictions, labels)` one number per
+    sample; shifted labels are never needed. 0.0 where every rate of the grid harms more.
+    """
+    if not batches:
+        raise UserError("the no-harm rule needs clean labelled inputs: give at least one batch")
+    before = None
+    for lr in sorted(grid, reverse=True):
+        adapter = net.adapter(replace(settings, lr=lr))
+        found = [(adapter(x), labels) for x, labels in batches]
+        after = torch.cat([error(one.prediction, labels) for one, labels in found]).mean()
+        if before is None:
+            before = torch.cat([error(one.before, labels) for one, labels in found]).mean()
+        if float(after) <= (1 + most) * float(before):
+            return lr
+    return 0.0
 
 
 def thresholds(settings: Settings, calibration: Calibration | None) -> tuple[float | None, float | None]:

@@ -107,6 +107,10 @@ class Settings:
                 "early_stop cannot compare gaps of norm='batch-frozen', whose last pass has other statistics",
             ),
             (
+                self.early_stop and self.carry_state,
+                "early_stop takes a step back but not the moments of carry_state: leave one of them out",
+            ),
+            (
                 instance and (not self.reset or self.carry_state),
                 "per='instance' starts each input from the trained weights: leave reset on, carry_state off",
             ),

@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from ittt import data
 from ittt.baselines import method
 from ittt.config import TrainConfig
 from ittt.data import Rows, Scale
-from ittt.guard import Calibration
+from ittt.guard import Calibration, harmless_lr
 from ittt.inject import extra_inputs
 from ittt.model import ITTT
 from ittt.networks import Perceptron
@@ -109,7 +110,7 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
                 groups = {"net": net.state_dict(), "plain": plain.state_dict(), "scale": vars(rows.scale)}
                 run.save(step, groups, {"optimiser": optimiser.state_dict()}, config.keep)
     if run.main:
-        told = table(errors(net, plain, rows, config), config)
+        told = table(errors(net, plain, rows, settings_of(net, rows, config, run)), config)
         run.say(told)
         run.say(f"report    {report.write(run.folder, TITLE, SUBTITLE, notes=told)}")
     return run.folder
@@ -172,6 +173,17 @@ def examine(net: ITTT, plain: nn.Module, rows: Rows) -> dict[str, float]:
     return found
 
 
+def settings_of(net: ITTT, rows: Rows, config: TrainConfig, run: Run) -> TrainConfig:
+    """The configuration, with the learning rate of the no-harm rule where it is asked for."""
+    if not config.no_harm:
+        return config
+    device = next(net.parameters()).device
+    clean = [(rows.x_clean.to(device), rows.y_clean.to(device))]
+    lr = harmless_lr(net, clean, config.adapt, row_error)
+    run.say(f"no harm   lr {lr:g}")
+    return replace(config, adapt=replace(config.adapt, lr=lr))
+
+
 def errors(net: ITTT, plain: nn.Module, rows: Rows, config: TrainConfig) -> dict[str, dict[str, float]]:
     """Mean absolute error of each of `ROWS` at each level of missing entries, in standard deviations."""
     device = next(net.parameters()).device
@@ -190,7 +202,12 @@ def errors(net: ITTT, plain: nn.Module, rows: Rows, config: TrainConfig) -> dict
 
 def mean_error(predictions: Float[Tensor, "n k"], y: Float[Tensor, "n k"]) -> float:
     """Mean absolute error."""
-    return float((predictions - y).abs().mean())
+    return float(row_error(predictions, y).mean())
+
+
+def row_error(predictions: Float[Tensor, "n k"], y: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
+    """Absolute error of each row."""
+    return (predictions - y).abs().mean(1)
 
 
 def table(found: dict[str, dict[str, float]], config: TrainConfig) -> str:
