@@ -145,6 +145,35 @@ def test_feature_is_added_at_the_named_layer():
     assert float(net.model[3].branch[0].weight.grad.abs().sum()) > 0
 
 
+@pytest.mark.parametrize("place", ["feature", "channel", "concat", "resnet"])
+def test_second_pass_that_resumes_at_the_layer_is_the_whole_one(place):
+    """In an nn.Sequential the layers before the signal run once per batch, whatever the number of steps."""
+    torch.manual_seed(0)
+    options = {"outputs": 3, "task": "classes", "neutral": "uniform", "retrofit": place != "feature"}
+    model = {
+        "concat": nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True), nn.Linear(8, 3)),
+        "resnet": torchvision.models.resnet18(num_classes=3),
+    }.get(place) or convs(3)
+    x = draw(5, 4) if place == "concat" else draw(3, 3, 16, 16)
+    if place == "feature":
+        options["layer"] = "3"
+    net = ITTT(model, "channel" if place == "resnet" else place, **options).eval()
+    for name, weight in net.named_parameters():
+        if "branch" in name:
+            nn.init.normal_(weight)
+    signal = draw(len(x), 3, seed=1).softmax(1)
+    with torch.no_grad():
+        resume = net.resumed(x)
+        for _ in range(2):
+            torch.testing.assert_close(resume(signal), net(x, signal))
+    calls = []
+    adapter = net.adapter(Settings(steps=4, rollback=False))
+    if place == "feature":
+        adapter.source.model[0].register_forward_hook(lambda *_: calls.append(1))
+        adapter(x)
+        assert len(calls) == 1
+
+
 def test_dict_of_tensors():
     net = ITTT(Named(4 + 2), key="table")
     x = {"table": draw(5, 4), "more": draw(5, 2, seed=1)}

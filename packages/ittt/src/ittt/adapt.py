@@ -121,6 +121,7 @@ def adapt(
     directions. A pass at the new weights is both the next step's forward pass and the check of the last one.
     """
     n, size = copies.n, inputs.size(x)
+    copies.begin(x, settings)
     start = None if settings.reset else copies.snapshot()
     carried = copy.deepcopy(copies.optimiser.state_dict()) if settings.carry_state else None
     before = look(copies, x, settings) if settings.norm == "batch-frozen" else None
@@ -243,6 +244,7 @@ class Adapter:
         if self.gate is None:
             trace = self._adapted(x)
             return trace, torch.ones_like(trace.rolled_back)
+        self.shared.begin(x, self.settings)
         first = self._first_look(x)
         chosen_ = above(first.gaps, self.gate)
         zeros = torch.zeros_like(chosen_)

@@ -5,7 +5,7 @@ adapted weights as tensors (n, ...), on the memory that the optimiser moves), `o
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -31,6 +31,7 @@ class Copies:
     anchor_views: Sequence[Tensor]
     optimiser: torch.optim.Optimizer
     source: ITTT
+    resumed: Callable[[Tensor], Tensor] | None = None
 
     def f(self, x: Batch, signal: Tensor | None = None) -> Tensor:
         """f_theta(x, signal)."""
@@ -39,6 +40,11 @@ class Copies:
     def F(self, x: Batch, signal: Tensor) -> Tensor:
         """The second application."""
         raise NotImplementedError
+
+    def begin(self, x: Batch, settings: Settings) -> None:
+        """A batch begins: what F needs of it whatever it is fed is computed once, if F does not change."""
+        still = settings.anchor == "frozen" and settings.norm == "eval"
+        self.resumed = self.source.resumed(x) if still else None
 
     def statistics(self, settings: Settings, adapting: bool) -> contextlib.AbstractContextManager[None]:
         """Batch norm's statistics while adapting, or while scoring."""
@@ -98,7 +104,7 @@ class Shared(Copies):
         return self.net(x, signal)
 
     def F(self, x: Batch, signal: Tensor) -> Tensor:
-        return self.anchor(x, signal)
+        return self.resumed(signal) if self.resumed else self.anchor(x, signal)
 
     def statistics(self, settings: Settings, adapting: bool) -> contextlib.AbstractContextManager[None]:
         if settings.norm == "batch" or (settings.norm == "batch-frozen" and adapting):
@@ -134,7 +140,7 @@ class Stack(Copies):
 
     def F(self, x: Batch, signal: Tensor) -> Tensor:
         if self.kind == "frozen":
-            return self.source(x, signal)
+            return self.resumed(signal) if self.resumed else self.source(x, signal)
         return self._each(self.leaves if self.kind == "none" else self.anchor_views, x, signal)
 
     def _each(self, weights: Sequence[Tensor], x: Batch, signal: Tensor | None) -> Tensor:

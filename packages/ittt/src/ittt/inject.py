@@ -5,6 +5,8 @@ Used by `ITTT`. Concatenated to the input (the paper's form) the signal needs a 
 it bit for bit until it is trained.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -36,10 +38,12 @@ class Injected(nn.Module):
         h = self.layer(*words, **named)
         if self.signal is None:
             raise UserError("a retrofitted layer was called outside ITTT: call the ITTT, not its model")
-        added = self.branch(self.signal)
-        if h.ndim > added.ndim:
-            added = added.view(*added.shape, *[1] * (h.ndim - added.ndim))
-        return h + added
+        return self.with_signal(h, self.signal)
+
+    def with_signal(self, h: Tensor, signal: Tensor) -> Tensor:
+        """The layer's output h plus the branch's."""
+        added = self.branch(signal)
+        return h + added.view(*added.shape, *[1] * (h.ndim - added.ndim))
 
 
 class Injection(nn.Module):
@@ -51,6 +55,10 @@ class Injection(nn.Module):
 
     def forward(self, model: nn.Module, x: Batch, signal: Float[Tensor, "b k ..."]) -> Tensor:
         raise NotImplementedError
+
+    def resumed(self, model: nn.Module, x: Batch) -> Callable[[Tensor], Tensor]:
+        """signal -> the model's output, for weights that stay: what comes before the signal is done once."""
+        return partial(self, model, x)
 
 
 class Concat(Injection):
@@ -107,6 +115,21 @@ class Branch(Injection):
             return model(x)
         finally:
             target.signal = None  # it may hold a graph, and copies of the network are made
+
+    def resumed(self, model: nn.Module, x: Batch) -> Callable[[Tensor], Tensor]:
+        parts, target = list(model.children()), self.target[0]
+        if not isinstance(model, nn.Sequential) or not any(part is target for part in parts):
+            return super().resumed(model, x)
+        place = next(i for i, part in enumerate(parts) if part is target)
+        with torch.no_grad():
+            h = target.layer(model[:place](x))
+        values = inputs.main_tensor(x, self.key)
+
+        def rest(signal: Float[Tensor, "b k ..."]) -> Tensor:
+            signal = as_map(signal, values) if self.mapped else signal
+            return model[place + 1 :](target.with_signal(h, signal))
+
+        return rest
 
 
 # ---- making one --------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@
 Used by everything here.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -79,6 +80,14 @@ class ITTT(nn.Module):
     def forward(self, x: Batch, signal: Float[Tensor, "b ..."] | None = None) -> Float[Tensor, "..."]:
         """f(x, signal), or f(x, 0) where `signal` is None; signals come from `from_output`, `from_target`."""
         return self.injection(self.model, inputs.unlabelled(x), self.encoded(x, signal))
+
+    def resumed(self, x: Batch) -> Callable[[Tensor], Tensor]:
+        """signal -> f(x, signal) for weights and statistics that stay as they are.
+
+        Where the signal enters a layer of an `nn.Sequential`, what comes before it is computed once, now.
+        """
+        call = self.injection.resumed(self.model, inputs.unlabelled(x))
+        return lambda signal: call(self.encoded(x, signal))
 
     def from_output(self, output: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
         """The signal of a prediction: values / scale, softmax or sigmoid. Raises `UserError` on its shape."""

@@ -54,8 +54,8 @@ def adapt_rank_one(source: ITTT, x: Batch, names: Sequence[str], settings: Setti
     with torch.enable_grad():
         with tapped(layers) as taps:
             first = source(x)
-        y0 = source.from_output(first)
-        second = source(x, y0 if settings.through_anchor else y0.detach())
+        y0, second_pass = source.from_output(first), source.resumed(x)
+        second = second_pass(y0 if settings.through_anchor else y0.detach())
         gaps = source.task.gap(first, second)
         outputs = [_only(name, calls)[1] for name, calls in taps.items()]
         gradients = torch.autograd.grad(gaps.sum(), outputs)
@@ -76,7 +76,7 @@ def adapt_rank_one(source: ITTT, x: Batch, names: Sequence[str], settings: Setti
     with torch.no_grad():
         with shifted(layers, updates):
             first = source(x)
-        second = source(x, source.from_output(first))
+        second = second_pass(source.from_output(first))
         after = Pass(second if settings.score == "second" else first, source.task.gap(first, second))
     taken = torch.ones(len(gaps), dtype=torch.long, device=gaps.device)
     worse = ~(after.gaps <= before.gaps) if settings.rollback else torch.zeros_like(taken).bool()
