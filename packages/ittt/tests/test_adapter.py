@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from ittt import ITTT, Calibration, Settings, extra_inputs
+from ittt.copies import Stack
 from ittt.method import conformal, quantile
 from ittt.weights import batch_statistics, chosen
 from paperkit import UserError
@@ -143,7 +144,9 @@ def test_gate_leaves_inputs_of_small_gap_alone(settings):
     net = images()
     x = draw(8, 1, 6, 6)
     gaps = net.adapter(replace(settings, steps=0))(x).gap_before
-    calibration = Calibration(gaps * 1.001)  # no ties
+    scored = "batch" if settings.norm == "batch" else "eval"
+    torch.testing.assert_close(net.gap(x, scored), gaps)
+    calibration = Calibration(gaps * 1.001, scored)  # no ties
     settings = replace(settings, gate=0.5, lr=1e-2, rollback=False)
     found = net.adapter(settings, calibration)(x)
     above = gaps > 1.001 * gaps.sort().values[3]
@@ -174,6 +177,27 @@ def test_abstention_is_by_the_gap_before():
         net.adapter(Settings(gate=0.9))
     with pytest.raises(UserError, match="at least one"):
         net.calibrate([])
+    with pytest.raises(UserError, match="measured alike"):
+        images().adapter(Settings(norm="batch", gate=0.9), Calibration(torch.ones(3)))
+
+
+def test_out_of_memory_halves_the_chunk(monkeypatch):
+    class Small(Stack):
+        def __init__(self, source, n, names, settings):
+            if n > limit:
+                raise torch.OutOfMemoryError("out of memory")
+            sizes.append(n)
+            super().__init__(source, n, names, settings)
+
+    net, x = table(), draw(10, 4)
+    expected = net.adapter(Settings(per="instance"))(x).prediction
+    monkeypatch.setattr("ittt.adapt.Stack", Small)
+    limit, sizes = 3, []
+    torch.testing.assert_close(net.adapter(Settings(per="instance"))(x).prediction, expected)
+    assert sizes == [3, 2, 3, 2]
+    limit = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        net.adapter(Settings(per="instance"))(x)
 
 
 def test_rows_are_plain_numbers():
@@ -252,6 +276,22 @@ def test_guard_returns_a_stream_that_has_gone_too_far():
             torch.testing.assert_close(found[i].prediction, alone.prediction)
 
 
+def test_abrupt_shift_begins_the_stream_anew():
+    net = table()
+    settings = Settings(reset=False, lr=1e-2, detect=4.0, rollback=False)
+    adapter = net.adapter(settings)
+    calm = [draw(64, 4, seed=seed) for seed in range(8)]
+    found = [adapter(x).shifted for x in calm]
+    assert found == [False] * 8
+    loud = draw(64, 4, seed=9) * 6
+    assert float(net.gap(loud).mean()) > 2 * float(net.gap(calm[0]).mean())
+    jump = adapter(loud)
+    assert jump.shifted
+    assert torch.equal(jump.prediction, net.adapter(Settings(lr=1e-2, rollback=False))(loud).prediction)
+    assert not adapter(loud).shifted
+    assert len(adapter.state_dict()["gaps"]) == 2
+
+
 # ---- batch norm
 
 
@@ -299,6 +339,23 @@ def test_side_by_side_with_batch_norm_in_evaluation_mode_is_the_loop():
     head = Settings(steps=1, per="instance", parameters="head", rollback=False)
     fast, slow = (net.adapter(replace(head, method=method))(x) for method in ("rank-one", "loop"))
     torch.testing.assert_close(fast.prediction, slow.prediction, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "sgd"])
+@pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": 1}, {"dilation": 2, "padding": (2, 1)}])
+def test_shortcut_for_convolutions_is_the_loop(options, optimiser):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1 + extra_inputs(3), 5, 3, **options), nn.ReLU(inplace=True),
+        nn.Conv2d(5, 4, 2, bias=False), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3),
+    ).double()  # fmt: skip
+    net = ITTT(model, "channel", outputs=3, task="classes", neutral="uniform", gap="l1-prob")
+    x = draw(5, 1, 9, 9).double()
+    settings = Settings(steps=1, per="instance", lr=1e-2, optimiser=optimiser, trust=0.02, rollback=False)
+    fast, slow = (net.adapter(replace(settings, method=method))(x) for method in ("rank-one", "loop"))
+    torch.testing.assert_close(fast.prediction, slow.prediction, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(fast.moved, slow.moved, rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(fast.prediction, fast.before)
 
 
 # ---- what is adapted
@@ -351,6 +408,8 @@ def test_parameter_filters():
         ),
         ({"early_stop": True, "carry_state": True}, "takes a step back"),
         ({"guard": 0.1}, "set reset to False"),
+        ({"detect": 3.0}, "set reset to False"),
+        ({"detect": -3.0}, "detect must not"),
     ],
 )
 def test_bad_settings(changes, text):
@@ -365,7 +424,7 @@ def test_settings_that_the_network_does_not_allow():
         images().adapter(Settings(norm="batch"))(draw(1, 1, 6, 6))
     with pytest.raises(UserError, match="two samples"):
         images().adapter(Settings(control="shuffled"))(draw(1, 1, 6, 6))
-    with pytest.raises(UserError, match="linear layers only"):
+    with pytest.raises(UserError, match="of a BatchNorm2d"):
         images().adapter(Settings(per="instance", method="rank-one", steps=1))(draw(2, 1, 6, 6))
 
     class Asking(nn.Module):

@@ -145,6 +145,16 @@ def test_feature_is_added_at_the_named_layer():
     assert float(net.model[3].branch[0].weight.grad.abs().sum()) > 0
 
 
+def test_feature_of_tokens_is_their_last_axis():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Flatten(), nn.Linear(25, 2))
+    net = ITTT(model, "feature", layer="0", outputs=2, presence=False, retrofit=True)
+    nn.init.normal_(net.model[0].branch.weight)
+    x, signal = draw(4, 5, 3), draw(4, 2, seed=1)  # as many tokens as features
+    h = net.model[0].layer(x) + net.model[0].branch(signal)[:, None, :]
+    torch.testing.assert_close(net(x, signal), model[3](h.relu().flatten(1)))
+
+
 @pytest.mark.parametrize("place", ["feature", "channel", "concat", "resnet"])
 def test_second_pass_that_resumes_at_the_layer_is_the_whole_one(place):
     """In an nn.Sequential the layers before the signal run once per batch, whatever the number of steps."""

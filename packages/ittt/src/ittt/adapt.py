@@ -6,7 +6,7 @@ go through the same lines.
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ittt import inputs, method
 from ittt.copies import Copies, Shared, Stack
-from ittt.guard import Calibration, above, thresholds
+from ittt.guard import Calibration, Watch, above, thresholds
 from ittt.inputs import Batch
 from ittt.method import mean_of
 from ittt.model import ITTT
@@ -67,20 +67,22 @@ class Adapted:
     steps: Int64[Tensor, " b"]
     """Optimiser steps taken and kept."""
     moved: Float[Tensor, " b"]
-    """|theta - Theta| of the weights that made the prediction."""
+    """|theta - Theta| of its copy of the weights after the batch."""
     rolled_back: Bool[Tensor, " b"]
     """Whether the gap grew and the weights were put back."""
     abstain: Bool[Tensor, " b"]
     """Whether the gap before is above the conformal limit: better not to trust the prediction."""
     returned: bool = False
     """Whether the guard had put an online stream back to the trained weights."""
+    shifted: bool = False
+    """Whether the batch's gap stood out, and the stream began anew with it."""
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict of plain numbers per sample, without the predictions."""
         columns = {
             part.name: getattr(self, part.name).tolist()
             for part in fields(self)
-            if part.name not in ("prediction", "before", "returned")
+            if part.name not in ("prediction", "before", "returned", "shifted")
         }
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
@@ -204,6 +206,7 @@ class Adapter:
             kept = {"frozen": self.source, "none": self.net}
             self.anchor = kept[settings.anchor] if settings.anchor in kept else copy.deepcopy(self.source)
             self.shared = Shared(self.source, self.net, self.anchor, self.names, settings)
+        self.watch = Watch(settings.detect)
         self.batches = 0
         """Batches adapted to so far."""
 
@@ -221,6 +224,12 @@ class Adapter:
             self.reset()
         elif not self.settings.carry_state:
             self.shared.optimiser.state.clear()
+        scored = "batch" if self.settings.norm == "batch" else "eval"
+        shifted = bool(self.settings.detect) and self.watch.stands_out(
+            float(self.source.gap(x, scored).mean())
+        )
+        if shifted:
+            self.shared.reset(keep_state=False)
         trace, chosen_ = self._gated(x)
         returned = bool(
             self.settings.guard
@@ -230,7 +239,7 @@ class Adapter:
             self.shared.reset(keep_state=False)
             trace, chosen_ = self._gated(x)
         self.batches += 1
-        return self._result(trace, chosen_, returned)
+        return replace(self._result(trace, chosen_), returned=returned, shifted=shifted)
 
     def _checked(self, x: Batch) -> Batch:
         x = inputs.checked(x, self.source.key)
@@ -270,7 +279,7 @@ class Adapter:
                 return adapt(self.shared, x, self.settings, weight, (f"{self.batches} 0",))
             if self.settings.method == "loop" or inputs.is_graph(x):
                 return _joined([self._alone(x, row) for row in range(inputs.size(x))])
-            return _joined([self._side_by_side(x, rows) for rows in self._chunks(x)])
+            return _joined([self._within_memory(x, rows) for rows in self._chunks(x)])
         except RuntimeError as error:
             raise _misfit(x, self.source.key, error) from error
 
@@ -281,6 +290,16 @@ class Adapter:
         self.reset()
         part = inputs.take(x, torch.tensor([row]))
         return adapt(self.shared, part, self.settings, tags=(f"{self.batches} {row}",))
+
+    def _within_memory(self, x: Batch, rows: Int64[Tensor, " m"]) -> Trace:
+        """Copies side by side; halves one after another where memory is too small for all."""
+        try:
+            return self._side_by_side(x, rows)
+        except torch.OutOfMemoryError:
+            if len(rows) == 1:
+                raise
+        torch.cuda.empty_cache()
+        return _joined([self._within_memory(x, half) for half in rows.chunk(2)])
 
     def _side_by_side(self, x: Batch, rows: Int64[Tensor, " m"]) -> Trace:
         part = inputs.take(x, rows)
@@ -293,12 +312,12 @@ class Adapter:
         try:
             return adapt(copies, part, self.settings, tags=tags)
         except RuntimeError as error:
-            if "vmap" not in str(error):
+            if "vmap" not in str(error) or isinstance(error, torch.OutOfMemoryError):
                 raise
             text = str(error).splitlines()[0]
             raise UserError(f"the network does not run side by side, use method='loop': {text}") from error
 
-    def _result(self, trace: Trace, chosen_: Bool[Tensor, " b"], returned: bool) -> Adapted:
+    def _result(self, trace: Trace, chosen_: Bool[Tensor, " b"]) -> Adapted:
         before, after = trace.before, trace.after
         adapted = chosen_ & ~trace.rolled_back
         if self.settings.choose == "lower-gap":
@@ -307,7 +326,7 @@ class Adapter:
         return Adapted(
             final.prediction, before.prediction, before.gaps, final.gaps, adapted, trace.steps * adapted,
             trace.moved, trace.rolled_back,
-            above(before.gaps, torch.inf if self.limit is None else self.limit), returned,
+            above(before.gaps, torch.inf if self.limit is None else self.limit),
         )  # fmt: skip
 
     # ---- a stream that is stopped and goes on
@@ -319,6 +338,7 @@ class Adapter:
             "anchor": self.anchor.state_dict() if self.shared.anchor_views else {},
             "optimiser": self.shared.optimiser.state_dict(),
             "batches": self.batches,
+            "gaps": self.watch.gaps,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -327,7 +347,7 @@ class Adapter:
         if self.shared.anchor_views:
             self.anchor.load_state_dict(state["anchor"])
         self.shared.optimiser.load_state_dict(state["optimiser"])
-        self.batches = state["batches"]
+        self.batches, self.watch.gaps = state["batches"], state["gaps"]
 
 
 # ---- the parts of a batch ----------------------------------------------------------------------------------
@@ -371,7 +391,9 @@ def _joined_passes(parts: Sequence[Pass]) -> Pass:
 def _misfit(x: Batch, key: str, error: RuntimeError) -> Exception:
     """A `UserError` where the network does not take inputs of this shape, else the error itself."""
     text = str(error).splitlines()[0]
-    if not any(word in text for word in ("shape", "size", "channels", "dimension")):
+    if isinstance(error, torch.OutOfMemoryError) or not any(
+        word in text for word in ("shape", "size", "channels", "dimension")
+    ):
         return error
     shape = tuple(inputs.main_tensor(x, key).shape)
     return UserError(f"the network does not take inputs of shape {shape} with the signal: {text}")

@@ -22,6 +22,8 @@ class Calibration:
     """The gaps of held-out clean inputs, before any adaptation."""
 
     gaps: Float[Tensor, " n"]
+    norm: str = "eval"
+    """The statistics of batch norm under which they were measured: eval or batch."""
 
     def __post_init__(self):
         if not len(self.gaps) or not bool(torch.isfinite(self.gaps).all()):
@@ -34,6 +36,28 @@ class Calibration:
     def limit(self, share: float) -> float:
         """The gap above which inputs are refused: of new clean ones at most `share` are."""
         return conformal(self.gaps, share)
+
+
+class Watch:
+    """Mean gaps of a stream's batches, by the trained weights; tells an abrupt shift from a slow one.
+
+    After `least` batches one stands out when its gap is above their mean by `threshold` standard deviations
+    of a batch's gap (at least a hundredth of the mean); the count then begins anew.
+    """
+
+    def __init__(self, threshold: float, least: int = 5):
+        self.threshold, self.least = threshold, least
+        self.gaps: list[float] = []
+
+    def stands_out(self, gap: float) -> bool:
+        """Take in one more batch."""
+        known = torch.tensor(self.gaps, dtype=torch.float64)
+        found = False
+        if len(known) >= self.least:
+            deviation = max(float(known.std()), 0.01 * float(known.mean()))
+            found = gap > float(known.mean()) + self.threshold * deviation
+        self.gaps = [gap] if found else [*self.gaps[-999:], gap]
+        return found
 
 
 def harmless_lr(
@@ -70,6 +94,11 @@ def thresholds(settings: Settings, calibration: Calibration | None) -> tuple[flo
     if calibration is None:
         name = "gate" if settings.gate else "abstain"
         raise UserError(f"{name} compares with clean gaps: give calibration=net.calibrate([clean inputs])")
+    scored = "batch" if settings.norm == "batch" else "eval"
+    if calibration.norm != scored:
+        raise UserError(
+            f"norm={settings.norm!r} needs gaps measured alike: net.calibrate([...], norm={scored!r})"
+        )
     gate = calibration.gate(settings.gate) if settings.gate else None
     return gate, calibration.limit(settings.abstain) if settings.abstain else None
 

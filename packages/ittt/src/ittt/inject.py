@@ -43,7 +43,10 @@ class Injected(nn.Module):
     def with_signal(self, h: Tensor, signal: Tensor) -> Tensor:
         """The layer's output h plus the branch's."""
         added = self.branch(signal)
-        return h + added.view(*added.shape, *[1] * (h.ndim - added.ndim))
+        ones = [1] * (h.ndim - added.ndim)
+        if ones and _features_last(self.layer, h, added.shape[-1]):
+            return h + added.view(len(added), *ones, -1)
+        return h + added.view(*added.shape, *ones)
 
 
 class Injection(nn.Module):
@@ -257,6 +260,16 @@ def _first(model: nn.Module, kinds: tuple[type, ...]) -> str:
     raise UserError(
         f"the network has no {' or '.join(kind.__name__ for kind in kinds)}: name a layer of it by layer="
     )
+
+
+def _features_last(layer: nn.Module, h: Tensor, width: int) -> bool:
+    """Whether a layer's features are the last axis of its output (tokens), not axis 1 (maps)."""
+    for module in reversed(list(layer.modules())):
+        if isinstance(module, nn.Linear | nn.LayerNorm | nn.Embedding):
+            return True
+        if isinstance(module, CONVS) or "BatchNorm" in type(module).__name__:
+            return False
+    return h.shape[1] != width
 
 
 def _out_width(layer: nn.Module) -> int:

@@ -9,7 +9,8 @@
 Used by everything here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +24,7 @@ from ittt.inject import injection
 from ittt.inputs import Batch
 from ittt.settings import Settings
 from ittt.task import task_of
+from ittt.weights import batch_statistics
 
 if TYPE_CHECKING:
     from ittt.adapt import Adapter
@@ -150,21 +152,28 @@ class ITTT(nn.Module):
     # ---- how far from idempotent, and what to do about it
 
     @torch.no_grad()
-    def gap(self, x: Batch) -> Float[Tensor, " b"]:
-        """|f(x, f(x, 0)) - f(x, 0)| of each sample, in evaluation mode: large where errors are likely."""
+    def gap(self, x: Batch, norm: str = "eval") -> Float[Tensor, " b"]:
+        """|f(x, f(x, 0)) - f(x, 0)| of each sample, in evaluation mode: large where errors are likely.
+
+        With `norm` "batch", under the batch's own statistics.
+        """
         was = [module.training for module in self.modules()]
         self.eval()
-        first = self(x)
-        second = self(x, self.from_output(first))
+        with batch_statistics(self) if norm == "batch" else nullcontext():
+            first = self(x)
+            second = self(x, self.from_output(first))
         for module, training in zip(self.modules(), was, strict=True):
             module.training = training
         return self.task.gap(first, second)
 
-    def calibrate(self, batches: list[Batch]) -> Calibration:
-        """The gaps of held-out clean inputs, for gating and abstention; labels are not needed."""
+    def calibrate(self, batches: Sequence[Batch], norm: str = "eval") -> Calibration:
+        """The gaps of held-out clean inputs, for gating and abstention; labels are not needed.
+
+        `norm` is "batch" where the adapter's is. Raises `UserError` without inputs.
+        """
         if not batches:
             raise UserError("calibration needs clean inputs: give at least one batch")
-        return Calibration(torch.cat([self.gap(inputs.checked(x, self.key)) for x in batches]))
+        return Calibration(torch.cat([self.gap(inputs.checked(x, self.key), norm) for x in batches]), norm)
 
     def adapter(self, settings: Settings | None = None, calibration: Calibration | None = None) -> "Adapter":
         """An `Adapter` of a snapshot of these weights; the network itself is never changed by it."""

@@ -1,9 +1,12 @@
-"""One step, one input, all linear: the update is a rank-one matrix and need not be made.
+"""One step for one input: the adapted layers need not be made.
 
 For a linear layer with input a and output gradient d the weight's gradient is d a^T, and the first step of
 a fresh Adam is lr g / (|g| + eps) = lr sign(d) sign(a)^T up to eps: again of rank one. The adapted layer is
 then the trained one minus lr sign(d) (sign(a) . a' + 1) on its new input a'. So every input gets weights of
 its own at the cost of two batched passes, without any copy. Not in the paper.
+
+A convolution is linear in its unfolded input, but its gradient is a sum over positions and of higher rank:
+there the step is made, one matrix per input, without the optimiser's moments and without autograd's copies.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,6 +17,7 @@ import torch
 from jaxtyping import Float
 from paperkit import UserError
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ittt import method
 from ittt.adapt import Pass, Trace
@@ -21,9 +25,12 @@ from ittt.inputs import Batch
 from ittt.model import ITTT
 from ittt.settings import Settings
 
+EPS = 1e-8
+"""Adam's."""
 
-class Update(NamedTuple):
-    """The change of one layer for each input: weight -= left right^T, bias -= shift."""
+
+class RankOne(NamedTuple):
+    """The change of a linear layer for each input: weight -= left right^T, bias -= shift."""
 
     left: Float[Tensor, "b out"]
     right: Float[Tensor, "b in"]
@@ -34,21 +41,46 @@ class Update(NamedTuple):
         outer = self.left.square().sum(1) * self.right.square().sum(1)
         return outer + self.shift.square().sum(1)
 
-    def scaled(self, share: Float[Tensor, " b"]) -> "Update":
-        return Update(self.left * share[:, None], self.right, self.shift * share[:, None])
+    def scaled(self, share: Float[Tensor, " b"]) -> "RankOne":
+        """The change times a number for each input."""
+        return RankOne(self.left * share[:, None], self.right, self.shift * share[:, None])
 
-    def apply(self, h: Float[Tensor, "b out"], a: Float[Tensor, "b in"]) -> Float[Tensor, "b out"]:
-        """The layer's adapted output from its trained one and its input."""
+    def apply(self, layer: nn.Module, h: Tensor, a: Tensor) -> Float[Tensor, "b out"]:
+        """The layer's adapted output from its trained one h and its input a."""
         return h - self.left * (self.right * a).sum(1, keepdim=True) - self.shift
 
 
-def adapt_rank_one(source: ITTT, x: Batch, names: Sequence[str], settings: Settings) -> Trace:
-    """One optimiser step for each input on its own, as `adapt` with copies would make it (up to Adam's eps).
+class Unfolded(NamedTuple):
+    """The change of a convolution for each input: weight (as a matrix) -= matrix, bias -= shift."""
 
-    Raises `UserError` unless every adapted weight belongs to a linear layer that is called once per
-    application on (b, in).
+    matrix: Float[Tensor, "b out columns"]
+    shift: Float[Tensor, "b out"]
+
+    def square(self) -> Float[Tensor, " b"]:
+        """Squared norm of the change."""
+        return self.matrix.square().sum((1, 2)) + self.shift.square().sum(1)
+
+    def scaled(self, share: Float[Tensor, " b"]) -> "Unfolded":
+        """The change times a number for each input."""
+        return Unfolded(self.matrix * share[:, None, None], self.shift * share[:, None])
+
+    def apply(self, layer: nn.Module, h: Tensor, a: Tensor) -> Float[Tensor, "b out h w"]:
+        """The layer's adapted output from its trained one h and its input a."""
+        assert isinstance(layer, nn.Conv2d)
+        change = self.matrix @ unfolded(layer, a) + self.shift[:, :, None]
+        return h - change.view_as(h)
+
+
+Update = RankOne | Unfolded
+
+
+def adapt_rank_one(source: ITTT, x: Batch, names: Sequence[str], settings: Settings) -> Trace:
+    """One optimiser step for each input on its own, as `adapt` with copies makes it (linear: Adam's eps = 0).
+
+    Raises `UserError` unless every adapted weight belongs to a linear layer or plain 2-d convolution that is
+    called once per application, a linear one on (b, in).
     """
-    layers = linear_layers(source, names)
+    layers = adapted_layers(source, names)
 
     # 1. One pass as it is: inputs and output gradients of the layers.
     with torch.enable_grad():
@@ -57,14 +89,14 @@ def adapt_rank_one(source: ITTT, x: Batch, names: Sequence[str], settings: Setti
         y0, second_pass = source.from_output(first), source.resumed(x)
         second = second_pass(y0 if settings.through_anchor else y0.detach())
         gaps = source.task.gap(first, second)
-        outputs = [_only(name, calls)[1] for name, calls in taps.items()]
-        gradients = torch.autograd.grad(gaps.sum(), outputs)
+        calls = {name: _only(name, layers[name], found) for name, found in taps.items()}
+        gradients = torch.autograd.grad(gaps.sum(), [h for _, h in calls.values()])
     before = Pass((second if settings.score == "second" else first).detach(), gaps.detach())
 
     # 2. The step of each layer and input, within the trust region.
     updates = {
-        name: update(calls[0][0], gradient, names, name, settings)
-        for (name, calls), gradient in zip(taps.items(), gradients, strict=True)
+        name: update(layers[name], a, gradient, names, name, settings)
+        for (name, (a, _)), gradient in zip(calls.items(), gradients, strict=True)
     }
     moved = torch.stack([step.square() for step in updates.values()]).sum(0).sqrt()
     if settings.trust:
@@ -83,33 +115,62 @@ def adapt_rank_one(source: ITTT, x: Batch, names: Sequence[str], settings: Setti
     return Trace(before, after.where(~worse, before), taken * ~worse, moved * ~worse, worse)
 
 
-def update(a: Tensor, d: Tensor, names: Sequence[str], layer: str, settings: Settings) -> Update:
-    """The first step of SGD or of a fresh Adam for the gradient d a^T (bias: d)."""
-    left, right = (d.sign(), a.sign()) if settings.optimiser == "adam" else (d, a)
-    weight, bias = (settings.lr * (f"{layer}.{part}" in names) for part in ("weight", "bias"))
-    return Update(left * weight, right, left * bias)
+def update(
+    layer: nn.Module, a: Tensor, d: Tensor, names: Sequence[str], name: str, settings: Settings
+) -> Update:
+    """The first step of SGD or of a fresh Adam on a layer with input a and output gradient d."""
+    weight, bias = (settings.lr * (f"{name}.{part}" in names) for part in ("weight", "bias"))
+    adam = settings.optimiser == "adam"
+    if isinstance(layer, nn.Linear):
+        left, right = (d.sign(), a.sign()) if adam else (d, a)
+        return RankOne(left * weight, right, left * bias)
+    assert isinstance(layer, nn.Conv2d)
+    d = d.flatten(2)
+    matrix, shift = d @ unfolded(layer, a).transpose(1, 2), d.sum(2)
+    if adam:
+        matrix, shift = matrix / (matrix.abs() + EPS), shift / (shift.abs() + EPS)
+    return Unfolded(matrix * weight, shift * bias)
+
+
+def unfolded(layer: nn.Conv2d, a: Float[Tensor, "b c h w"]) -> Float[Tensor, "b columns positions"]:
+    """The patches that the convolution sees, one per output position."""
+    padding = 0 if layer.padding == "valid" else layer.padding
+    assert not isinstance(padding, str)
+    return F.unfold(a, layer.kernel_size, layer.dilation, padding, layer.stride)  # pyright: ignore[reportArgumentType]
 
 
 # ---- the layers --------------------------------------------------------------------------------------------
 
 
-def linear_layers(source: ITTT, names: Sequence[str]) -> dict[str, nn.Linear]:
-    """The linear layers that own the named parameters. Raises `UserError` for one of another kind."""
+def adapted_layers(source: ITTT, names: Sequence[str]) -> dict[str, nn.Module]:
+    """The layers that own the named parameters. Raises `UserError` for one of another kind."""
     kinds = dict(source.named_modules())
-    found = {}
+    found: dict[str, nn.Module] = {}
     for name in names:
         owner = name.rpartition(".")[0]
-        if not isinstance(layer := kinds[owner], nn.Linear):
+        layer = kinds[owner]
+        if not isinstance(layer, nn.Linear) and not _plain(layer):
             raise UserError(
-                f"method='rank-one' adapts linear layers only and {name} is of a {type(layer).__name__}: "
-                "choose parameters='head', or method='stacked'"
+                f"method='rank-one' adapts linear layers and plain 2-d convolutions only and {name} is of a "
+                f"{type(layer).__name__}: choose parameters='head', or method='stacked'"
             )
         found[owner] = layer
     return found
 
 
+def _plain(layer: nn.Module) -> bool:
+    """Whether it is a convolution in two dimensions that `unfolded` knows."""
+    return (
+        isinstance(layer, nn.Conv2d)
+        and not isinstance(layer, nn.modules.lazy.LazyModuleMixin)
+        and layer.groups == 1
+        and layer.padding_mode == "zeros"
+        and layer.padding != "same"
+    )
+
+
 @contextmanager
-def tapped(layers: dict[str, nn.Linear]) -> Iterator[dict[str, list[tuple[Tensor, Tensor]]]]:
+def tapped(layers: dict[str, nn.Module]) -> Iterator[dict[str, list[tuple[Tensor, Tensor]]]]:
     """Inside, each layer's (input, output) of every call is noted; outputs carry gradient."""
     taps: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
 
@@ -130,11 +191,11 @@ def tapped(layers: dict[str, nn.Linear]) -> Iterator[dict[str, list[tuple[Tensor
 
 
 @contextmanager
-def shifted(layers: dict[str, nn.Linear], updates: dict[str, Update]) -> Iterator[None]:
+def shifted(layers: dict[str, nn.Module], updates: dict[str, Update]) -> Iterator[None]:
     """Inside, each layer answers as if every input had its own adapted weights."""
 
     def change(name: str):
-        return lambda _layer, given, h: updates[name].apply(h, given[0])
+        return lambda layer, given, h: updates[name].apply(layer, h, given[0])
 
     handles = [layer.register_forward_hook(change(name)) for name, layer in layers.items()]
     try:
@@ -144,12 +205,13 @@ def shifted(layers: dict[str, nn.Linear], updates: dict[str, Update]) -> Iterato
             handle.remove()
 
 
-def _only(name: str, calls: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """The only call of a layer, on (b, in)."""
-    if len(calls) != 1 or calls[0][0].ndim != 2:
+def _only(name: str, layer: nn.Module, calls: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The only call of a layer, a linear one's on (b, in)."""
+    fits = len(calls) == 1 and (calls[0][0].ndim == 2 or isinstance(layer, nn.Conv2d))
+    if not fits:
         shapes = ", ".join(str(tuple(given.shape)) for given, _ in calls) or "none"
         raise UserError(
-            f"method='rank-one' needs layer {name!r} called once on (b, in), its calls were: {shapes}; "
-            "use method='stacked'"
+            f"method='rank-one' needs layer {name!r} called once, a linear one on (b, in), its calls were: "
+            f"{shapes}; use method='stacked'"
         )
     return calls[0]

@@ -40,7 +40,8 @@ class Settings:
     per: Literal["batch", "instance"] = "batch"
     """One set of weights for the whole batch, or one for each input, as in batches of one."""
     method: Literal["stacked", "rank-one", "loop"] = "stacked"
-    """How instances are adapted: copies side by side, the shortcut for one step, or one after another."""
+    """How instances are adapted: copies side by side, the shortcut for one step of linear layers and convs,
+    or one after another (graphs always are)."""
     chunk: int = 64
     """Instances whose copies are in memory at a time."""
 
@@ -58,6 +59,8 @@ class Settings:
     """Refuse inputs so that this share of clean ones is refused (split conformal); 0 = never."""
     guard: float = 0.0
     """Online: return to the trained weights when further away than this share of their norm; 0 = off."""
+    detect: float = 0.0
+    """Online: return to the trained weights before a batch whose gap stands out by so many deviations."""
     measure: bool = True
     """Measure the gap after adaptation: one more application of F."""
 
@@ -88,7 +91,7 @@ class Settings:
         for name in ("decay", "gate", "abstain"):
             if not 0 <= (value := getattr(self, name)) <= 1:
                 raise UserError(f"{name} is a share from 0 to 1, not {value:g}")
-        for name in ("trust", "guard"):
+        for name in ("trust", "guard", "detect"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} must not be negative: {getattr(self, name):g}")
 
@@ -134,5 +137,8 @@ class Settings:
                 shortcut and (self.timing == "before" or self.score == "second-adapted"),
                 "method='rank-one' predicts after its step, by the first or the frozen second application",
             ),
-            (self.guard > 0 and self.reset, "guard watches weights that are carried: set reset to False"),
+            (
+                (self.guard > 0 or self.detect > 0) and self.reset,
+                "guard and detect watch weights that are carried: set reset to False",
+            ),
         ]
