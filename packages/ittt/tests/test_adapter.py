@@ -341,6 +341,19 @@ def test_side_by_side_with_batch_norm_in_evaluation_mode_is_the_loop():
     torch.testing.assert_close(fast.prediction, slow.prediction, rtol=1e-3, atol=1e-4)
 
 
+def test_tied_weights_stay_tied_side_by_side():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 1)).double()
+    model[2].weight = model[0].weight
+    net = ITTT(model)
+    x = draw(3, 4).double()
+    settings = Settings(steps=3, lr=1e-2, per="instance", rollback=False)
+    assert len(chosen(net, settings)) == 5
+    stacked, loop = (net.adapter(replace(settings, method=method)) for method in ("stacked", "loop"))
+    torch.testing.assert_close(stacked(x).prediction, loop(x).prediction)
+    assert loop.net.model[2].weight is loop.net.model[0].weight
+
+
 @pytest.mark.parametrize("optimiser", ["adam", "sgd"])
 @pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": 1}, {"dilation": 2, "padding": (2, 1)}])
 def test_shortcut_for_convolutions_is_the_loop(options, optimiser):

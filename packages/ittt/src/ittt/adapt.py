@@ -71,7 +71,9 @@ class Adapted:
     rolled_back: Bool[Tensor, " b"]
     """Whether the gap grew and the weights were put back."""
     abstain: Bool[Tensor, " b"]
-    """Whether the gap before is above the conformal limit: better not to trust the prediction."""
+    """Whether the gap before is above the conformal limit: better not to trust the prediction.
+
+    The promised share of clean inputs is that of the trained weights, that is with `reset`."""
     returned: bool = False
     """Whether the guard had put an online stream back to the trained weights."""
     shifted: bool = False
