@@ -19,7 +19,8 @@ def chosen(net: nn.Module, settings: Settings) -> list[str]:
 
     norm: those of layers whose class is called a norm; head: those of the last layer that has any (of an
     `ITTT`'s model); encoder: the others; else patterns as of file names, apart by commas. norm="batch-frozen"
-    leaves out batch norm's affine. Whether a parameter requires gradient does not matter. Raises `UserError` when nothing is left.
+    leaves out batch norm's affine. Whether a parameter requires gradient does not matter. Raises `UserError`
+    when nothing is left.
     """
     owners = {name: name.rpartition(".")[0] for name, _ in net.named_parameters()}
     kinds = dict(net.named_modules())
