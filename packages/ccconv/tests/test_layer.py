@@ -34,6 +34,40 @@ def test_paths_equal_the_definition():
     assert largest(exact.paths(every=10)) < 1e-12
 
 
+def test_conv_before_resampling_equals_the_definition():
+    """Control points on input pixels: every border, sizes without a common factor, one axis down."""
+    seen = set()
+    for name, layer, x, call in exact.upward_cases():
+        layer.path = "separable"
+        made = layer.plan(x, **call)
+        seen.add(tuple(bool(band.after) for band in made.bands))
+        assert exact._gap(layer(x, **call), layer.oracle(x, **call)) < 1e-12, name
+    assert seen == {(True, True), (True, False), (False, True)}
+
+
+def test_gradients_of_conv_before_resampling():
+    for name, layer, _ in list(exact.gradient_cases())[3:30:5]:  # each border, 8x10 -> 11x13
+        x = torch.randn(1, 4, 8, 10, dtype=torch.float64, requires_grad=True)
+        inputs, layer.path = [x, *layer.parameters()], "separable"
+        ours, theirs = (
+            torch.autograd.grad(call(x, (11, 13)).square().mean(), inputs) for call in (layer, layer.oracle)
+        )
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize(("kind", "sizes"), [(CCConv1d, (9, 14)), (CCConv3d, (5, 6, 4, 7, 3, 9))])
+def test_conv_before_resampling_in_other_dimensions(kind, sizes):
+    """With and without `flat`, which the definition does not know, against `gather`."""
+    half = len(sizes) // 2
+    for flat in (False, True):
+        layer = kind(2, 3, 3, flat=flat, path="separable", dtype=torch.float64)
+        x = torch.randn(2, 2, *sizes[:half], dtype=torch.float64)
+        y = layer(x, sizes[half:])
+        layer.path = "gather"
+        torch.testing.assert_close(y, layer(x, sizes[half:]), rtol=1e-12, atol=1e-12)
+
+
 def test_shifts_flips_and_nested_grids():
     assert largest(exact.equivariance()) < 1e-12
 

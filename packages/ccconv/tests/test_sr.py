@@ -75,6 +75,15 @@ def test_training_goes_on_where_it_was(monkeypatch, tmp_path):
         assert torch.equal(ours, theirs)
 
 
+def test_a_short_training_comes_above_the_cubic_enlargement():
+    """Where the recipe kills the ReLUs, or settles on adding nothing, this is 0 dB."""
+    photo = data.photograph("coffee")
+    config = SRConfig(width=8, blocks=1, steps=150, batch=4, patch=12, seed=100)
+    net = trained(config, [photo[:, :, :400]])
+    image = {"rest": photo[:, 100:260, 420:580].float() / 255}
+    assert anyscale.scores(net, image, (2, 2))[0] > anyscale.scores(None, image, (2, 2))[0] + 0.1
+
+
 def test_patches_come_by_step():
     photos = [data.photograph("coffee")]
     small, large = patches(photos, TINY, 3)

@@ -111,11 +111,23 @@ class Plan(NamedTuple):
 
 
 class Bands(NamedTuple):
-    """One axis of the separable path: a banded matrix, then a conv of `kernel` taps at `stride`."""
+    """One axis of the separable path: a banded matrix before a conv or after it; the other one is empty.
 
-    blocks: tuple[Block, ...]
+    Before: its rows are output positions, or (output, control point) pairs. After: the conv runs at the
+    input's resolution, on a padded axis, since sum_m K_m c(d - m) is the cubic resample of the conv by K.
+    """
+
+    before: tuple[Block, ...]
+    after: tuple[Block, ...]
     rows: int
+    """What the conv reads of this axis."""
     stride: int
+    """The conv's."""
+
+    @property
+    def products(self) -> int:
+        """Multiplications for each line along the axis."""
+        return sum(block.matrix.numel() for block in (*self.before, *self.after))
 
 
 @lru_cache(maxsize=128)
@@ -137,7 +149,7 @@ def plan(
         ):
             g = windows(geometry, number, length, n, s, delta)
             axes.append(_axis(geometry, number, g, dtype, device))
-            bands.append(_bands(geometry, number, g, delta, dtype, device))
+            bands.append(_bands(geometry, number, g, delta, axes[-1]))
     separable = all(b is not None for b in bands)
     order = tuple(sorted(range(len(axes)), key=lambda number: axes[number].size / axes[number].length))
     return Plan(tuple(axes), tuple(axis.size for axis in axes), tuple(bands) if separable else None, order)
@@ -211,31 +223,42 @@ def _gain(
     return factor[phase].sum(1) / kept
 
 
-def _bands(
-    geometry: Geometry, axis: int, g: method.Grid, delta: Fraction, dtype: torch.dtype, device: torch.device
-) -> Bands | None:
-    """The banded matrix of an axis: rows are output positions, or (output, control point) pairs."""
-    basis = _basis(geometry, axis, g)
+def _bands(geometry: Geometry, number: int, g: method.Grid, delta: Fraction, axis: Axis) -> Bands | None:
+    """How the separable path treats an axis; None where the kernel is no product of functions of one axis."""
+    basis = _basis(geometry, number, g)
     if basis is None:
         return None
+    like, count = axis.samples.taper, basis.shape[-1]
+    # One control point, as on an axis of its own.
+    one = Geometry(geometry.kernel, (1,) * len(geometry.kernel_size), geometry.antialias, flat=geometry.flat)
     if geometry.shared(g.scale):
         # Control point m of output j is where control point 0 of output j + m stands: one row for both.
-        one = Geometry(geometry.kernel, (1,) * len(geometry.kernel_size), geometry.antialias)
-        count = geometry.kernel_size[axis]
         wide = method.grid(g.length, g.size + count - 1, g.scale, Fraction(4), geometry.antialias, delta)
-        weight = _basis(one._replace(flat=geometry.flat), axis, wide)
-        assert weight is not None
-        return Bands(_blocks(wide, weight, geometry.border, dtype, device), wide.size, 1)
-    count = basis.shape[-1]
-    return Bands(_blocks(g, basis, geometry.border, dtype, device), g.size * count, count)
+        blocks = _blocks(wide, _points(one, number, wide), geometry.border, like)
+        return Bands(blocks, (), wide.size, 1)
+    rows = axis.high - axis.low
+    found = rows - count + 1
+    unit = g.stretch == geometry.step(g.scale) == 1 and geometry.window == "none"
+    if geometry.kernel in CARDINAL and unit and found <= g.size:
+        # Pixel p of the conv stands at position low + p + (count - 1)/2; the centres of both grids differ.
+        centre = axis.low + Fraction(count - 1 + found - 1, 2)
+        moved = delta + Fraction(g.length - 1, 2) - centre
+        narrow = method.grid(found, g.size, g.scale, Fraction(4), False, moved)
+        return Bands((), _blocks(narrow, _points(one, number, narrow), "zeros", like), rows, 1)
+    return Bands(_blocks(g, basis, geometry.border, like), (), g.size * count, count)
+
+
+def _points(geometry: Geometry, number: int, g: method.Grid) -> Float64[np.ndarray, "m t a"]:
+    basis = _basis(geometry, number, g)
+    assert basis is not None
+    return basis
 
 
 def _blocks(
     g: method.Grid,
     weight: Float64[np.ndarray, "m t a"],
     border: str,
-    dtype: torch.dtype,
-    device: torch.device,
+    like: Tensor,
 ) -> tuple[Block, ...]:
     position = g.positions
     values = weight[np.arange(g.size) % g.phases]  # n t a
@@ -253,7 +276,7 @@ def _blocks(
         matrix = np.zeros((len(pixels), count, stop - start))
         rows, columns = np.arange(len(pixels))[:, None, None], np.arange(count)
         np.add.at(matrix, (rows, columns, pixels[:, :, None] - start), numbers)
-        block = torch.from_numpy(matrix.reshape(-1, stop - start)).to(device, dtype)
+        block = torch.from_numpy(matrix.reshape(-1, stop - start)).to(like)
         result.append(Block(start, block))
     return tuple(result)
 

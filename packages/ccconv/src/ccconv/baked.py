@@ -60,8 +60,11 @@ def run(
     path: str,
     gain: Tensor | None = None,
 ) -> Float[Tensor, "b o *m"]:
-    """`single` or `polyphase` with given kernels (phases..., out, in, taps...)."""
-    path_with = paths.single_with if path == "single" else paths.polyphase_with
-    if gain is None:
-        return path_with(x, axes, weight, bias, groups)
-    return paths.scaled(path_with(x, axes, weight, None, groups), gain, bias)
+    """`single`, `polyphase` or `gather` with given kernels, laid out as the path takes them."""
+    inner = bias if gain is None else None
+    if path == "gather":
+        y = paths.gather_with(x, axes, weight, inner)
+    else:
+        path_with = paths.single_with if path == "single" else paths.polyphase_with
+        y = path_with(x, axes, weight, inner, groups)
+    return y if gain is None else paths.scaled(y, gain, bias)

@@ -253,7 +253,7 @@ class SRConfig:
     """Patches per step."""
     patch: int = 24
     """Side of the small patches; the large ones are 1 to 4 times as wide."""
-    lr: float = 2e-3
+    lr: float = 3e-3
     """Adam's learning rate at the start; it falls to 0 along a cosine."""
     save_every: int = 100
     """Steps between checkpoints."""

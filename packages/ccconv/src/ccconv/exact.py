@@ -153,6 +153,22 @@ def path_cases() -> Iterable[tuple[str, CCConv2d, Tensor, dict]]:
                 for call in calls:
                     name = f"{kind}, {border}, antialias={antialias}, {call}"
                     yield name, layer, _random(2, 4, 8, 10), call
+    yield from upward_cases()
+
+
+def upward_cases() -> Iterable[tuple[str, CCConv2d, Tensor, dict]]:
+    """Those in which control points stand on input pixels on one axis or both: see `axis.Bands`."""
+    calls = (
+        {"size": (13, 17)}, {"size": (16, 30)}, {"size": (13, 7)}, {"size": (5, 23)},
+        {"size": (9, 14), "scale": (math.pi / 2, 1.1), "offset": (0.25, -0.5)},
+    )  # fmt: skip
+    for kind in ("interp", "bspline"):
+        for number, border in enumerate(method.BORDERS):
+            torch.manual_seed(number)
+            sides, groups = (3, 2 + number % 3), 1 + number % 2
+            layer = CCConv2d(4, 6, sides, groups=groups, kernel=kind, padding_mode=border, dtype=D)
+            for call in calls:
+                yield f"{kind}, {border}, kernel {sides}, {call}", layer, _random(2, 4, 8, 10), call
 
 
 def paths(every: int = 1) -> Cases:
@@ -166,19 +182,26 @@ def paths(every: int = 1) -> Cases:
         for path in ("single", "polyphase", "separable", "gather"):
             layer.path = path
             found[f"{path}, {name}"] = _gap(layer(x, **call), wanted)
-    for kind in ("interp", "mlp"):
-        torch.manual_seed(0)
-        layer = CCConv2d(4, 6, 3, kernel=kind, hidden=5, dtype=D)
-        for size in ((4, 5), (16, 20), (7, 9)):
-            x = _random(2, 4, 8, 10).requires_grad_()
-            inputs = [x, *layer.parameters()]
-            wanted = torch.autograd.grad(layer.oracle(x, size).square().mean(), inputs)
-            for path in ("single", "polyphase", "separable", "gather"):
-                layer.path = path
-                ours = torch.autograd.grad(layer(x, size).square().mean(), inputs)
-                gap = max(_gap(a, b) for a, b in zip(ours, wanted, strict=True))
-                found[f"gradient, {path}, {kind}, {size}"] = gap
+    for name, layer, size in list(gradient_cases())[::every]:
+        x = _random(2, 4, 8, 10).requires_grad_()
+        inputs = [x, *layer.parameters()]
+        wanted = torch.autograd.grad(layer.oracle(x, size).square().mean(), inputs)
+        for path in ("single", "polyphase", "separable", "gather"):
+            layer.path = path
+            ours = torch.autograd.grad(layer(x, size).square().mean(), inputs)
+            gap = max(_gap(a, b) for a, b in zip(ours, wanted, strict=True))
+            found[f"gradient, {path}, {name}, {size}"] = gap
     return found
+
+
+def gradient_cases() -> Iterable[tuple[str, CCConv2d, tuple[int, int]]]:
+    """Layers and output sizes whose gradients are compared, of inputs of 8x10."""
+    for kind, borders in (("interp", method.BORDERS), ("mlp", ("zeros",))):
+        for border in borders:
+            torch.manual_seed(0)
+            layer = CCConv2d(4, 6, 3, kernel=kind, padding_mode=border, hidden=5, dtype=D)
+            for size in ((4, 5), (16, 20), (7, 9), (11, 13), (11, 7)):
+                yield f"{kind}, {border}", layer, size
 
 
 def equivariance() -> Cases:

@@ -85,11 +85,11 @@ class MLPKernel(nn.Module):
         inside = (taper != 0).to(phi)[..., None]
         return values + inside * missing / inside.sum(taps, keepdim=True)
 
-    def weights(self, axes: Sequence[Samples], geometry: Geometry) -> Float[Tensor, "..."]:
-        """The sampled kernels (phases..., out, in, taps...)."""
+    def weights(self, axes: Sequence[Samples], geometry: Geometry, groups: int = 0) -> Float[Tensor, "..."]:
+        """The sampled kernels; see `laid_out`."""
         p, t = PHASE[: len(axes)], TAP[: len(axes)]
         features = self.features(axes, geometry.flat, geometry.window)
-        return torch.einsum(f"{p}{t}h,oih->{p}oi{t}", features, self.mix).contiguous()
+        return laid_out(f"{p}{t}h", [features], "h", self.mix, len(axes), groups)
 
 
 class PointKernel(nn.Module):
@@ -123,9 +123,9 @@ class PointKernel(nn.Module):
         b = BASIS[: len(bases)]
         return torch.einsum(f"{','.join(f'...{x}' for x in b)},oi{b}->...oi", *bases, self.weight)
 
-    def weights(self, axes: Sequence[Samples], geometry: Geometry) -> Float[Tensor, "..."]:
-        """The sampled kernels (phases..., out, in, taps...)."""
-        return sample_points([_basis(axis) for axis in axes], self.weight)
+    def weights(self, axes: Sequence[Samples], geometry: Geometry, groups: int = 0) -> Float[Tensor, "..."]:
+        """The sampled kernels; see `laid_out`."""
+        return sample_points([_basis(axis) for axis in axes], self.weight, groups)
 
 
 class FixedKernel(nn.Module):
@@ -153,20 +153,34 @@ class FixedKernel(nn.Module):
         value = torch.from_numpy(value).to(d).prod(-1)[..., None, None]
         return value.expand(*d.shape[:-1], len(self.weight), 1)
 
-    def weights(self, axes: Sequence[Samples], geometry: Geometry) -> Float[Tensor, "..."]:
-        """The sampled kernels (phases..., channels, 1, taps...)."""
-        return sample_points([_basis(axis) for axis in axes], self.weight)
+    def weights(self, axes: Sequence[Samples], geometry: Geometry, groups: int = 0) -> Float[Tensor, "..."]:
+        """The sampled kernels; see `laid_out`."""
+        return sample_points([_basis(axis) for axis in axes], self.weight, groups)
 
 
 Kernel = MLPKernel | PointKernel | FixedKernel
 
 
-def sample_points(bases: Sequence[Tensor], weight: Tensor) -> Tensor:
-    """sum over control points of weight times the product of the axes' bases."""
+def sample_points(bases: Sequence[Tensor], weight: Tensor, groups: int = 0) -> Tensor:
+    """sum over control points of weight times the product of the axes' bases; see `laid_out`."""
     count = len(bases)
     p, t, b = PHASE[:count], TAP[:count], BASIS[:count]
     inputs = ",".join(f"{x}{y}{z}" for x, y, z in zip(p, t, b, strict=True))
-    return torch.einsum(f"{inputs},oi{b}->{p}oi{t}", *bases, weight).contiguous()
+    return laid_out(inputs, bases, b, weight, count, groups)
+
+
+def laid_out(
+    inputs: str, values: Sequence[Tensor], sums: str, weight: Tensor, count: int, groups: int
+) -> Tensor:
+    """The sum over `sums` as kernels (phases..., out, in, taps...), as convs take them.
+
+    With `groups`: (phases..., groups, taps..., in, out of a group), as the path `gather` multiplies them.
+    """
+    p, t = PHASE[:count], TAP[:count]
+    if not groups:
+        return torch.einsum(f"{inputs},oi{sums}->{p}oi{t}", *values, weight).contiguous()
+    weight = weight.unflatten(0, (groups, -1))
+    return torch.einsum(f"{inputs},goi{sums}->{p}g{t}io", *values, weight).contiguous()
 
 
 def _basis(axis: Samples) -> Tensor:

@@ -18,8 +18,8 @@ from ccconv.kernels import FixedKernel, Kernel, MLPKernel, PointKernel
 Size = int | Sequence[int] | None
 Scale = Number | Sequence[Number] | None
 KINDS = ("mlp", "interp", "bspline", *KERNELS)
-CACHED = 8
-"""Size pairs whose sampled kernels a layer in evaluation mode keeps."""
+CACHED, MOST = 8, 2**22
+"""Size pairs whose sampled kernels a layer in evaluation mode keeps, and the most numbers of one of them."""
 
 
 class CCConv(nn.Module):
@@ -77,7 +77,7 @@ class CCConv(nn.Module):
         """Pixels by which the output is longer than ceil(s N): what a conv's own padding makes of it."""
         self.kernel = self._kernel(hidden)
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias and kernel not in KERNELS else None
-        self._baked: dict[int, tuple[Plan, Any, Tensor]] = {}
+        self._baked: dict[tuple[int, int], tuple[Plan, Any, Tensor]] = {}
         if device is not None or dtype is not None:
             self.to(device=device, dtype=dtype)
         self._reset_bias()
@@ -148,7 +148,7 @@ class CCConv(nn.Module):
         made, path = _plan(self.geometry, *call), self.path
         if path == "auto":
             path = _choose(self.geometry, *call, 8 if compiling else len(x), self._channels(), self.hidden)
-        if not (self.training or compiling or torch.is_grad_enabled() or path in ("separable", "gather")):
+        if not (self.training or compiling or torch.is_grad_enabled()) and self._keeps(made, path):
             return self._from_cache(x, made, path)
         recompute = self.recompute and torch.is_grad_enabled() and not compiling
         return paths.apply(x, made, self.kernel, self.geometry, self.bias, self.groups, path, recompute)
@@ -163,15 +163,24 @@ class CCConv(nn.Module):
         if x.shape[1] != self.in_channels:
             raise UserError(f"this layer takes {self.in_channels} channels, got {x.shape[1]}")
 
+    def _keeps(self, made: Plan, path: str) -> bool:
+        """Whether a path samples kernels, and few enough to keep."""
+        numbers = self.out_channels * self.in_channels // self.groups
+        for axis in made.axes:
+            numbers *= axis.phases * axis.taps
+        return path != "separable" and numbers <= MOST
+
     def _from_cache(self, x: Tensor, made: Plan, path: str) -> Tensor:
         """Inference: kernels once sampled are kept per size pair until a parameter changes."""
         stamp = [(p._version, p.data_ptr()) for p in self.kernel.parameters()]
-        held = self._baked.get(id(made))
+        groups = self.groups if path == "gather" else 0
+        held = self._baked.get((id(made), groups))
         if held is None or held[0] is not made or held[1] != stamp:
             while len(self._baked) >= CACHED:
                 self._baked.pop(next(iter(self._baked)))
             samples = [axis.samples for axis in made.axes]
-            held = self._baked[id(made)] = made, stamp, self.kernel.weights(samples, self.geometry)
+            held = made, stamp, self.kernel.weights(samples, self.geometry, groups)
+            self._baked[id(made), groups] = held
         gains = [axis.gain for axis in made.axes if axis.gain is not None]
         gain = paths.outer(gains) if gains else None
         return baked.run(x, list(made.axes), held[2], self.bias, self.groups, path, gain)

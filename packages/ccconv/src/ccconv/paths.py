@@ -2,7 +2,8 @@
 
 single      one strided conv whose outputs are all phases, then a pixel shuffle; few phases
 polyphase   one strided conv per phase, results interleaved
-separable   a resampling with the kernel's basis functions, then one conv: cost independent of the phases
+separable   a resampling with the kernel's basis functions, then one conv: cost independent of the phases.
+            Where control points stand on input pixels (s >= 1) first the conv, then the resampling
 gather      one matrix product per row of phases: the fallback for sizes without a common factor
 """
 
@@ -17,7 +18,7 @@ from paperkit.resize import resize_axis
 from torch import Tensor
 from torch.nn import functional as F
 
-from ccconv.axis import Axis, Geometry, Plan, Samples, total
+from ccconv.axis import CARDINAL, Axis, Geometry, Plan, Samples, total
 from ccconv.kernels import Kernel, MLPKernel
 
 PATHS = ("single", "polyphase", "separable", "gather")
@@ -115,12 +116,29 @@ def terms(plan: Plan, geometry: Geometry, batch: int, channels: tuple[int, int, 
             rows,
         )
     elif plan.bands is not None:
-        lengths, work = [axis.length for axis in axes], 0.0
-        for number, band in enumerate(plan.bands):
-            lengths[number] = band.rows
-            work += batch * inputs * groups * total(lengths) * (axes[number].taps + 16)
-        found["separable"] = (work, pixels * basis * out * inputs)
+        found["separable"] = separable_terms(plan, geometry, batch, channels)
     return found
+
+
+def separable_terms(
+    plan: Plan, geometry: Geometry, batch: int, channels: tuple[int, int, int]
+) -> tuple[float, ...]:
+    """(products of the resampling, of the conv) of kernels that are products of one-dimensional ones."""
+    assert plan.bands is not None
+    inputs, out, groups = channels
+    lengths, resampling, conv = [axis.length for axis in plan.axes], 0.0, 0.0
+    late = [number for number in plan.order if plan.bands[number].after]
+    for number, band in ((n, plan.bands[n]) for n in plan.order if n not in late):
+        resampling += batch * inputs * total(lengths) / lengths[number] * band.products
+        lengths[number] = band.rows
+    if geometry.kernel in CARDINAL:
+        each = zip(plan.bands, geometry.kernel_size, plan.sizes, strict=True)
+        lengths = [band.rows - k + 1 if band.after else n for band, k, n in each]
+        conv = batch * total(lengths) * total(geometry.kernel_size) * out * inputs / groups
+    for number in late:
+        resampling += batch * out * total(lengths) / lengths[number] * plan.bands[number].products
+        lengths[number] = plan.sizes[number]
+    return resampling, conv
 
 
 def choose(plan: Plan, geometry: Geometry, batch: int, channels: tuple[int, int, int], hidden: int) -> str:
@@ -132,11 +150,13 @@ def choose(plan: Plan, geometry: Geometry, batch: int, channels: tuple[int, int,
 # ---- Borders, and kernels that are sampled again in the backward pass ------------------------------------
 
 
-def pad(x: Float[Tensor, "b c *n"], axes: Sequence[Axis]) -> Float[Tensor, "b c *p"]:
-    """x at the positions low .. high of every axis, by the border's rule."""
+def pad(x: Float[Tensor, "b c *n"], axes: Sequence[Axis | None]) -> Float[Tensor, "b c *p"]:
+    """x at the positions low .. high of every axis, by the border's rule; axes that are None stay."""
     zeros: list[int] = []
     for number, axis in enumerate(axes):
-        if axis.fold is not None:
+        if axis is None:
+            zeros = [0, 0, *zeros]
+        elif axis.fold is not None:
             x = x.index_select(2 + number, axis.fold)
             zeros = [0, 0, *zeros]
         else:
@@ -176,14 +196,14 @@ def forgotten(weight: Tensor, again: Callable[[], Tensor], sources: Sequence[Ten
 
 
 def sampled(
-    samples: Sequence[Samples], kernel: Kernel, geometry: Geometry, recompute: bool
+    samples: Sequence[Samples], kernel: Kernel, geometry: Geometry, recompute: bool, groups: int = 0
 ) -> tuple[Tensor, contextlib.AbstractContextManager[None]]:
-    """The kernels of all phases, and the context in which to use them."""
-    weight = kernel.weights(samples, geometry)
+    """The kernels of all phases as `kernel.weights` lays them out, and the context in which to use them."""
+    weight = kernel.weights(samples, geometry, groups)
     if not (recompute and weight.requires_grad and weight.numel() > 4 * kernel.mix.numel()):
         return weight, contextlib.nullcontext()
     sources = list(kernel.parameters())
-    return weight, forgotten(weight, lambda: kernel.weights(samples, geometry), sources)
+    return weight, forgotten(weight, lambda: kernel.weights(samples, geometry, groups), sources)
 
 
 def interleave(parts: Sequence[Tensor], axes: Sequence[Axis], rest: int = 0) -> Float[Tensor, "b o *m"]:
@@ -296,15 +316,29 @@ def gather(
     Only one row's kernels exist at a time: memory grows with n, not with n^D.
     """
 
-    def contract(patches: Tensor, samples: Sequence[Samples]) -> Tensor:
-        weight, context = sampled(samples, kernel, geometry, recompute)
-        count = len(samples)
-        kernels = weight.flatten(count + 2).flatten(0, count - 1)  # one phase on all axes but the last
-        kernels = rearrange(kernels, "m (g o) i t -> m g o i t", g=groups)
+    def multiply(windows: Tensor, which: tuple[int, ...]) -> Tensor:
+        weight, context = sampled(_row(plan.axes, which), kernel, geometry, recompute, groups)
         with context:
-            return torch.einsum("bgiymzt,mgoit->bgoymz", patches, kernels)
+            return products(windows, weight[(0,) * len(which)])
 
-    return _rows(x, plan, contract, bias, groups)
+    return _rows(x, plan.axes, multiply, bias)
+
+
+def gather_with(x: Tensor, axes: Sequence[Axis], weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`gather` with kernels (phases..., groups, taps..., in, out) given."""
+    return _rows(x, axes, lambda windows, which: products(windows, weight[which]), bias)
+
+
+def products(windows: Tensor, weight: Float[Tensor, "m g *t i o"]) -> Float[Tensor, "b c *r n"]:
+    """Each phase m of the last axis: its windows (b, rows..., m, z, t, c, outer taps...) times its kernel."""
+    outer = (windows.ndim - 5) // 2
+    rows, taps = " ".join(GROUPS[:outer]), " ".join(OUT[:outer])
+    sizes = {"m": len(weight), "g": weight.shape[1]}
+    counts = dict(zip(("b", *GROUPS[:outer]), windows.shape, strict=False))
+    left, right = f"b {rows} m z t (g i) {taps}", f"(m g) (b {rows} z) ({taps} t i)"
+    # Channels innermost: what is copied lies together.
+    y = torch.bmm(rearrange(windows, f"{left} -> {right}", g=sizes["g"]), weight.flatten(2, -2).flatten(0, 1))
+    return rearrange(y, f"(m g) (b {rows} z) o -> b (g o) {rows} (z m)", **sizes, **counts)
 
 
 def separable(
@@ -314,52 +348,54 @@ def separable(
     if isinstance(kernel, MLPKernel):
         mix = rearrange(kernel.mix, "(g o) i h -> g o i h", g=groups)
 
-        def contract(patches: Tensor, samples: Sequence[Samples]) -> Tensor:
-            phi = kernel.features(samples, geometry.flat, geometry.window)
-            phi = phi.flatten(0, len(samples) - 1).flatten(1, -2)  # m t h
+        def contract(windows: Tensor, which: tuple[int, ...]) -> Tensor:
+            phi = kernel.features(_row(plan.axes, which), geometry.flat, geometry.window)
+            phi = phi.flatten(0, len(which)).flatten(1, -2)  # m t h
+            rows, taps = " ".join(GROUPS[: len(which)]), " ".join(OUT[: len(which)])
+            left, right = f"b {rows} m z t (g i) {taps}", f"b g i ({rows}) m z ({taps} t)"
+            patches = rearrange(windows, f"{left} -> {right}", g=groups)
             resampled = torch.einsum("bgiymzt,mth->bgiymzh", patches, phi)
-            return torch.einsum("bgiymzh,goih->bgoymz", resampled, mix)
+            y = torch.einsum("bgiymzh,goih->bgoymz", resampled, mix)
+            counts = dict(zip(GROUPS[: len(which)], windows.shape[1:], strict=False))
+            return rearrange(y, f"b g o ({rows}) m z -> b (g o) {rows} (z m)", **counts)
 
-        return _rows(x, plan, contract, bias, groups)
+        return _rows(x, plan.axes, contract, bias)
     assert plan.bands is not None
-    for number in plan.order:
-        x = resize_axis(x, 2 + number, plan.bands[number].blocks)
-    if geometry.kernel not in ("interp", "bspline"):
+    early, late = ([n for n in plan.order if getattr(plan.bands[n], w)] for w in ("before", "after"))
+    for number in early:
+        x = resize_axis(x, 2 + number, plan.bands[number].before)
+    if geometry.kernel not in CARDINAL:
         return x if bias is None else x + bias.reshape(-1, *[1] * len(plan.bands))
+    x = pad(x, [axis if number in late else None for number, axis in enumerate(plan.axes)])
     stride = [band.stride for band in plan.bands]
-    return CONV[len(plan.bands)](x, kernel.mix, bias, stride, 0, 1, groups)
+    # A matrix after the conv would weigh the bias too.
+    y = CONV[len(plan.bands)](x, kernel.mix, None if late else bias, stride, 0, 1, groups)
+    for number in late:
+        y = resize_axis(y, 2 + number, plan.bands[number].after)
+    return y if bias is None or not late else y + bias.reshape(-1, *[1] * len(plan.bands))
+
+
+def _row(axes: Sequence[Axis], which: Sequence[int]) -> list[Samples]:
+    """Samples of one phase of every axis but the last, whose phases all stay."""
+    return [*(axis.samples.phase(p) for axis, p in zip(axes, which, strict=False)), axes[-1].samples]
 
 
 def _rows(
     x: Tensor,
-    plan: Plan,
-    contract: Callable[[Tensor, Sequence[Samples]], Tensor],
+    axes: Sequence[Axis],
+    contract: Callable[[Tensor, tuple[int, ...]], Tensor],
     bias: Tensor | None,
-    groups: int,
 ) -> Tensor:
-    """The frame of `gather`: `contract` takes (b g i rows m groups taps) and the samples of one row."""
-    axes = plan.axes
+    """The frame of `gather`: `contract` takes windows (b, rows..., m, z, t, c, outer taps...) and phases."""
     *outer, last = axes
-    x = pad(x, axes)
-    x = x.index_select(x.ndim - 1, last.reads).unflatten(-1, (last.phases, last.groups, last.taps))
+    x = pad(x, axes).movedim(1, -1)
+    x = x.index_select(x.ndim - 2, last.reads).unflatten(-2, (last.phases, last.groups, last.taps))
     parts = []
     for which in product(*(range(axis.phases) for axis in outer)):
         part = x
         for number, (axis, p) in enumerate(zip(outer, which, strict=True)):
-            part = part.narrow(2 + number, axis.starts[p], axis.extent)
-            part = part.unfold(2 + number, axis.taps, axis.stride)
-        part = _windows_last(part, len(outer), groups)
-        one = [axis.samples.phase(p) for axis, p in zip(outer, which, strict=True)]
-        row = contract(part, [*one, last.samples])
-        row = rearrange(row, "b g o y m z -> b (g o) y (z m)")[..., : last.size]
-        parts.append(row.unflatten(2, [axis.groups for axis in outer] or [1]))
-    y = interleave(parts, axes, rest=1) if outer else parts[0].squeeze(2)
+            part = part.narrow(1 + number, axis.starts[p], axis.extent)
+            part = part.unfold(1 + number, axis.taps, axis.stride)
+        parts.append(contract(part, which)[..., : last.size])
+    y = interleave(parts, axes, rest=1) if outer else parts[0]
     return y if bias is None else y + bias.reshape(-1, *[1] * len(axes))
-
-
-def _windows_last(part: Tensor, outer: int, groups: int) -> Float[Tensor, "b g i y m z t"]:
-    """(b, c, rows..., m, z, t, outer taps...) with the taps flattened in the kernels' order."""
-    rows, taps = GROUPS[:outer], OUT[:outer]
-    left = f"b (g i) {' '.join(rows)} m z t {' '.join(taps)}"
-    right = f"b g i ({' '.join(rows)}) m z ({' '.join(taps)} t)"
-    return rearrange(part, f"{left} -> {right}", g=groups)

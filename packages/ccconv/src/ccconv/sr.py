@@ -12,13 +12,15 @@ from jaxtyping import Float, UInt8
 from paperkit import UserError, data, images, rng
 from paperkit.run import checkpoints, fill, load_checkpoint, runs_folder, save_checkpoint, to_json
 from torch import Tensor
+from torch.nn import functional as F
 
 from ccconv.config import SRConfig
 from ccconv.functional import resize
 from ccconv.upscaler import Upscaler, pair
 
-MOST = 4
-"""Largest scale in training; the smallest is 1."""
+MOST, PARTS = 4, 4
+"""Scales in training go from 1 to `MOST` in steps of 1/`PARTS`: few phases a step, and over the steps offsets
+as dense as those of a sixteenfold grid."""
 
 
 def photographs(config: SRConfig) -> list[UInt8[Tensor, "3 _ _"]]:
@@ -38,7 +40,8 @@ def patches(
 ) -> tuple[Float[Tensor, "b 3 p p"], Float[Tensor, "b 3 n n"]]:
     """(small, large) patches of a step: one scale for all, each flipped or turned at random."""
     draw = rng.generator(config.seed, step, "patches")
-    side = round(config.patch * (1 + (MOST - 1) * float(torch.rand(1, generator=draw))))
+    scale = Fraction(int(torch.randint(PARTS, PARTS * MOST + 1, (1,), generator=draw)), PARTS)
+    side = round(config.patch * scale)
     cuts = []
     for _ in range(config.batch):
         which, turn = (int(torch.randint(n, (1,), generator=draw)) for n in (len(photos), 8))
@@ -54,7 +57,11 @@ def patches(
 def trained(
     config: SRConfig, photos: list[UInt8[Tensor, "3 _ _"]], head: str = "cc", folder: Path | None = None
 ) -> Upscaler:
-    """An upscaler after training; with `folder` it goes on from what lies there, and keeps itself there."""
+    """An upscaler after training; with `folder` it goes on from what lies there, and keeps itself there.
+
+    The loss is the mean squared error: with the mean absolute one, LIIF's, a pilot gained 1.0 dB over the
+    cubic enlargement at x2 where this one gained 1.7 (seed 100, 800 steps).
+    """
     rng.seed_everything(config.seed)
     net, start = Upscaler(head, config.width, config.blocks), 0
     optimiser = torch.optim.Adam(net.parameters(), config.lr)
@@ -68,7 +75,7 @@ def trained(
         optimiser.param_groups[0]["lr"] = config.lr * (1 + math.cos(math.pi * step / config.steps)) / 2
         small, large = patches(photos, config, step)
         n = large.shape[-1]
-        loss = (net(small, (n, n), pair(Fraction(n, config.patch))) - large).abs().mean()
+        loss = F.mse_loss(net(small, (n, n), pair(Fraction(n, config.patch))), large)
         if not bool(torch.isfinite(loss)):
             raise UserError(f"the loss is not finite at step {step}: try a lower --lr")
         optimiser.zero_grad()
@@ -77,7 +84,7 @@ def trained(
         if folder and (step % config.save_every == 0 or step == config.steps):
             place, state = folder / "checkpoints" / f"{step:08d}", optimiser.state_dict()
             save_checkpoint(place, step, {"net": net.state_dict()}, state)
-            print(f"{step}/{config.steps}  mean absolute error {float(loss.detach()):.4f}", flush=True)
+            print(f"{step}/{config.steps}  mean squared error {float(loss.detach()):.6f}", flush=True)
     return net.eval()
 
 

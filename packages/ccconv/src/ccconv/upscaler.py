@@ -23,6 +23,9 @@ from ccconv.layer import CCConv2d
 Pair = tuple[int, int]
 Scales = tuple[Fraction, Fraction]
 HEADS = ("cc", "cc interp", "liif", "meta")
+MEAN, SPREAD, MISSING = 0.5, 0.25, 0.1
+"""Of photographs in [0, 1], and what an enlargement of them misses, as far as a network's units go: on the
+numbers as they are a first step of Adam adds more than is missing, and soon no ReLU is left alive."""
 
 
 def silent(layer: nn.Conv2d | nn.Linear) -> nn.Module:
@@ -54,7 +57,7 @@ class CCHead(nn.Module):
         self.mix = silent(nn.Conv2d(middle, colours, 1))
 
     def forward(self, f: Float[Tensor, "b c h w"], size: Pair, scale: Scales) -> Float[Tensor, "b k n m"]:
-        """What is added to the enlargement."""
+        """What is added to the enlargement, in units of `MISSING`."""
         return self.mix(F.relu(self.conv(f, size, scale)))
 
 
@@ -78,7 +81,7 @@ class LIIFHead(nn.Module):
     def forward(
         self, f: Float[Tensor, "b c h w"], size: Pair, scale: Scales, rows: int = 64
     ) -> Float[Tensor, "b k n m"]:
-        """What is added to the enlargement, `rows` output rows at a time."""
+        """What is added to the enlargement, in units of `MISSING`; `rows` output rows at a time."""
         f = F.unfold(F.pad(f, (1, 1, 1, 1), mode="replicate"), 3).unflatten(2, f.shape[2:])
         y, x = (projected(f.shape[2 + a], size[a], scale[a]) for a in (0, 1))
         parts = [self._rows(f, part, x, scale) for part in y.split(rows)]
@@ -119,7 +122,7 @@ class MetaHead(nn.Module):
     def forward(
         self, f: Float[Tensor, "b c h w"], size: Pair, scale: Scales, rows: int = 32
     ) -> Float[Tensor, "b k n m"]:
-        """What is added to the enlargement, `rows` output rows at a time."""
+        """What is added to the enlargement, in units of `MISSING`; `rows` output rows at a time."""
         f = F.unfold(F.pad(f, (1, 1, 1, 1), mode="replicate"), 3).unflatten(2, f.shape[2:])
         y, x = (torch.arange(n) / float(s) for n, s in zip(size, scale, strict=True))
         inverse = [1 / float(s) for s in scale]
@@ -155,7 +158,8 @@ class Upscaler(nn.Module):
 
     def forward(self, x: Float[Tensor, "b k h w"], size: Pair, scale: Scales) -> Float[Tensor, "b k n m"]:
         """Images in [0, 1] at a size; the two grids share their centre."""
-        return enlarged(x, size, scale) + self.head(self.features(x), size, scale)
+        missing = self.head(self.features((x - MEAN) / SPREAD), size, scale)
+        return enlarged(x, size, scale) + MISSING * missing
 
 
 def enlarged(x: Float[Tensor, "b k h w"], size: Pair, scale: Scales) -> Float[Tensor, "b k n m"]:

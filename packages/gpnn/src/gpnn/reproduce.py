@@ -4,18 +4,17 @@ Criteria stand here in code and were fixed before the runs. Images are scikit-im
 """
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from paperkit import UserError, results
+from paperkit import reproduction
 from paperkit.nearest import Patches
 from paperkit.resize import resize
-from paperkit.run import suggest
 from torch import Tensor
 
 from gpnn import metrics, tasks
@@ -30,38 +29,25 @@ PHOTOGRAPHS = ("astronaut", "brick", "chelsea", "coffee", "coins", "rocket")
 """The six of `exact-search`; other claims say which they take."""
 
 
-def folder() -> Path:
-    """The package's results folder in a source checkout, else ./results."""
-    place = Path(__file__).parents[2] / "results"
-    return place if (place.parent / "pyproject.toml").exists() else Path("results")
-
-
 def claims() -> list[dict[str, Any]]:
-    """The claims of the package's result files, benchmarks left out; none in an installed copy."""
-    return [record for record in results.read(folder()) if "holds" in record and "ratio" not in record]
+    """The claims of the package's result files; none in an installed copy."""
+    return reproduction.written(reproduction.folder(__file__))
 
 
 def reproduce(config: ReproduceConfig) -> list[Path]:
     """Run one claim, or all, and write the result files; returns their paths."""
-    if config.id != "all" and config.id not in CLAIMS:
-        raise UserError(
-            f"no claim {config.id}{suggest(config.id, CLAIMS)}; the claims are {', '.join(CLAIMS)}"
-        )
-    written = []
-    for name in CLAIMS if config.id == "all" else [config.id]:
-        print(f"gpnn reproduce {name}", flush=True)
-        since = time.monotonic()
-        record = CLAIMS[name](config)
-        command = f"uv run --package gpnn gpnn reproduce {name} --seeds {config.seeds}"
-        command += f" --side {config.side}" if config.side else ""
-        command += " --official OFFICIAL" if name.startswith("parity") else ""
-        record = results.claim(
-            paper="gpnn", id=name, command=command, wall_s=time.monotonic() - since, preset="none", **record
-        )
-        path = results.write(config.out or folder(), record)
-        print(f"{path}: {'holds' if record['holds'] else 'DOES NOT HOLD'}", flush=True)
-        written.append(path)
-    return written
+
+    def command(name: str) -> str:
+        words = f"uv run --package gpnn gpnn reproduce {name} --seeds {config.seeds}"
+        words += f" --side {config.side}" if config.side else ""
+        return words + (" --official OFFICIAL" if name.startswith("parity") else "")
+
+    def run(name: str) -> dict[str, Any]:
+        return {"preset": "none", **CLAIMS[name](config)}
+
+    wanted = {name: partial(run, name) for name in reproduction.chosen(config.id, CLAIMS)}
+    place = Path(config.out) if config.out else reproduction.folder(__file__)
+    return reproduction.run("gpnn", wanted, place, command)
 
 
 def _shape(x: Tensor) -> tuple[int, int]:
