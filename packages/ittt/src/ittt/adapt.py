@@ -21,7 +21,7 @@ from ittt.inputs import Batch
 from ittt.method import mean_of
 from ittt.model import ITTT
 from ittt.settings import Settings
-from ittt.weights import chosen, has_batch_norm
+from ittt.weights import chosen, forget, has_batch_norm
 
 
 class Pass(NamedTuple):
@@ -225,7 +225,7 @@ class Adapter:
         if self.settings.reset:
             self.reset()
         elif not self.settings.carry_state:
-            self.shared.optimiser.state.clear()
+            forget(self.shared.optimiser)
         scored = "batch" if self.settings.norm == "batch" else "eval"
         shifted = bool(self.settings.detect) and self.watch.stands_out(
             float(self.source.gap(x, scored).mean())

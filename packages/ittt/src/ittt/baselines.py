@@ -18,7 +18,7 @@ from ittt.inputs import Batch
 from ittt.model import ITTT
 from ittt.objectives import Activations, Augment, Entropy, Marginal, Objective, Reliable, Rotation
 from ittt.settings import Settings
-from ittt.weights import batch_statistics, chosen, copy_into, has_batch_norm, optimiser_of
+from ittt.weights import batch_statistics, chosen, copy_into, forget, has_batch_norm, optimiser_of
 
 Predict = Callable[[Batch], Tensor]
 METHODS = (
@@ -55,7 +55,7 @@ class Baseline:
         if self.objective is not None:
             self.objective.restart()
             if not self.settings.carry_state:
-                self.optimiser.state.clear()
+                forget(self.optimiser)
 
     def __call__(self, x: Batch) -> Tensor:
         """Adapt to a batch and predict it."""
@@ -73,7 +73,7 @@ class Baseline:
         if self.settings.reset:
             self.reset()
         elif self.objective is not None and not self.settings.carry_state:
-            self.optimiser.state.clear()
+            forget(self.optimiser)
         if self.settings.norm == "eval":
             return self._steps(x)
         with batch_statistics(self.net):

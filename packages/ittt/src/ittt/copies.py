@@ -17,7 +17,7 @@ from ittt import method
 from ittt.inputs import Batch, each
 from ittt.model import ITTT
 from ittt.settings import Settings
-from ittt.weights import batch_statistics, copy_into, optimiser_of
+from ittt.weights import batch_statistics, copy_into, forget, optimiser_of
 
 
 class Copies:
@@ -117,7 +117,7 @@ class Shared(Copies):
         copy_into([view[0] for view in self.anchor_views], self.origin)
         copy_into(*self.buffers)
         if not keep_state:
-            self.optimiser.state.clear()
+            forget(self.optimiser)
 
 
 class Stack(Copies):

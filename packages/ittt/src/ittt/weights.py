@@ -53,6 +53,14 @@ def optimiser_of(leaves: Sequence[Tensor], settings: Settings) -> torch.optim.Op
     return torch.optim.SGD(list(leaves), settings.lr, momentum=momentum, fused=fused)
 
 
+@torch.no_grad()
+def forget(optimiser: torch.optim.Optimizer) -> None:
+    """Zero the moments and counts in place, which is what a fresh optimiser has."""
+    kept = [value for state in optimiser.state.values() for value in state.values() if value is not None]
+    if kept:
+        torch._foreach_zero_(kept)
+
+
 @contextlib.contextmanager
 def batch_statistics(*nets: nn.Module) -> Iterator[None]:
     """Inside, batch norm uses the batch's own statistics; the stored ones stay bit-identical."""
