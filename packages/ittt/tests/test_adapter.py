@@ -341,6 +341,35 @@ def test_side_by_side_with_batch_norm_in_evaluation_mode_is_the_loop():
     torch.testing.assert_close(fast.prediction, slow.prediction, rtol=1e-3, atol=1e-4)
 
 
+def test_shortcut_for_norms_is_the_loop():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Conv2d(1 + extra_inputs(2), 4, 3), nn.BatchNorm2d(4)
+            self.three, self.four = nn.Conv2d(4, 4, 2, padding="valid"), nn.GroupNorm(2, 4)
+            self.five, self.six = nn.LayerNorm(9), nn.LayerNorm((4, 9))
+            self.seven, self.eight, self.nine = nn.Linear(36, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)
+
+        def forward(self, x):
+            h = self.four(self.three(self.two(self.one(x)).tanh())).tanh()
+            h = self.six(self.five(h.flatten(2))).tanh()
+            return self.nine(self.eight(self.seven(h.flatten(1))).tanh())
+
+    torch.manual_seed(0)
+    model = Mixed().double()
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if value.is_floating_point():
+            value.data.add_(0.1 * draw(*value.shape, seed=len(name)).abs().double())
+    net = ITTT(model, "channel", outputs=2, neutral=0.5, gap="l2")
+    x = draw(5, 1, 6, 6).double()
+    for optimiser in ("sgd", "adam"):
+        settings = Settings(steps=1, per="instance", lr=1e-2, optimiser=optimiser, rollback=False)
+        fast, slow = (net.adapter(replace(settings, method=method))(x) for method in ("rank-one", "loop"))
+        torch.testing.assert_close(fast.prediction, slow.prediction, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(fast.moved, slow.moved, rtol=1e-4, atol=1e-6)
+        assert not torch.allclose(fast.prediction, fast.before)
+
+
 def test_tied_weights_stay_tied_side_by_side():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 1)).double()
@@ -352,6 +381,8 @@ def test_tied_weights_stay_tied_side_by_side():
     stacked, loop = (net.adapter(replace(settings, method=method)) for method in ("stacked", "loop"))
     torch.testing.assert_close(stacked(x).prediction, loop(x).prediction)
     assert loop.net.model[2].weight is loop.net.model[0].weight
+    with pytest.raises(UserError, match="shared by two layers"):
+        net.adapter(replace(settings, method="rank-one", steps=1))(x)
 
 
 @pytest.mark.parametrize("optimiser", ["adam", "sgd"])
@@ -437,8 +468,11 @@ def test_settings_that_the_network_does_not_allow():
         images().adapter(Settings(norm="batch"))(draw(1, 1, 6, 6))
     with pytest.raises(UserError, match="two samples"):
         images().adapter(Settings(control="shuffled"))(draw(1, 1, 6, 6))
-    with pytest.raises(UserError, match="of a BatchNorm2d"):
-        images().adapter(Settings(per="instance", method="rank-one", steps=1))(draw(2, 1, 6, 6))
+    grouped = ITTT(
+        nn.Sequential(nn.Conv2d(2, 2, 3, groups=2), nn.Flatten(), nn.Linear(32, 1)), "channel", presence=False
+    )
+    with pytest.raises(UserError, match="of a Conv2d: choose parameters='head'"):
+        grouped.adapter(Settings(per="instance", method="rank-one", steps=1))(draw(2, 1, 6, 6))
 
     class Asking(nn.Module):
         def __init__(self):

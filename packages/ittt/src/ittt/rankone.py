@@ -7,6 +7,7 @@ its own at the cost of two batched passes, without any copy. Not in the paper.
 
 A convolution is linear in its unfolded input, but its gradient is a sum over positions and of higher rank:
 there the step is made, one matrix per input, without the optimiser's moments and without autograd's copies.
+The affine weights of norms (batch norm with stored statistics) are few, and theirs is made as well.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from jaxtyping import Float
 from paperkit import UserError
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ittt import method
 from ittt.adapt import Pass, Trace
@@ -71,14 +73,37 @@ class Unfolded(NamedTuple):
         return h - change.view_as(h)
 
 
-Update = RankOne | Unfolded
+class Scaled(NamedTuple):
+    """The change of a norm's affine weights for each input: weight -= scale, bias -= shift."""
+
+    scale: Float[Tensor, "b *c"]
+    shift: Float[Tensor, "b *c"]
+
+    def square(self) -> Float[Tensor, " b"]:
+        """Squared norm of the change."""
+        return self.scale.flatten(1).square().sum(1) + self.shift.flatten(1).square().sum(1)
+
+    def scaled(self, share: Float[Tensor, " b"]) -> "Scaled":
+        """The change times a number for each input."""
+        wide = share.view(-1, *[1] * (self.scale.ndim - 1))
+        return Scaled(self.scale * wide, self.shift * wide)
+
+    def apply(self, layer: nn.Module, h: Tensor, a: Tensor) -> Tensor:
+        """The layer's adapted output from its trained one h and its input a."""
+        ones = [1] * (h.ndim - self.scale.ndim)
+        shape = [len(h), *ones, *self.scale.shape[1:]] if isinstance(layer, nn.LayerNorm) else None
+        shape = shape or [*self.scale.shape, *ones]
+        return h - self.scale.view(shape) * normalised(layer, a) - self.shift.view(shape)
+
+
+Update = RankOne | Unfolded | Scaled
 
 
 def adapt_rank_one(source: ITTT, x: Batch, names: Sequence[str], settings: Settings) -> Trace:
     """One optimiser step for each input on its own, as `adapt` with copies makes it (linear: Adam's eps = 0).
 
-    Raises `UserError` unless every adapted weight belongs to a linear layer or plain 2-d convolution that is
-    called once per application, a linear one on (b, in).
+    Raises `UserError` unless every adapted weight belongs to a linear layer, plain 2-d convolution or norm
+    that is called once per application, a linear one on (b, in).
     """
     layers = adapted_layers(source, names)
 
@@ -124,12 +149,32 @@ def update(
     if isinstance(layer, nn.Linear):
         left, right = (d.sign(), a.sign()) if adam else (d, a)
         return RankOne(left * weight, right, left * bias)
-    assert isinstance(layer, nn.Conv2d)
-    d = d.flatten(2)
-    matrix, shift = d @ unfolded(layer, a).transpose(1, 2), d.sum(2)
+    if isinstance(layer, nn.Conv2d):
+        d = d.flatten(2)
+        gradients = d @ unfolded(layer, a).transpose(1, 2), d.sum(2)
+    else:
+        gradients = _over_positions(layer, d * normalised(layer, a)), _over_positions(layer, d)
     if adam:
-        matrix, shift = matrix / (matrix.abs() + EPS), shift / (shift.abs() + EPS)
-    return Unfolded(matrix * weight, shift * bias)
+        gradients = [gradient / (gradient.abs() + EPS) for gradient in gradients]
+    first, shift = gradients
+    return (Unfolded if isinstance(layer, nn.Conv2d) else Scaled)(first * weight, shift * bias)
+
+
+def normalised(layer: nn.Module, a: Tensor) -> Tensor:
+    """A norm's output before its affine weights."""
+    if isinstance(layer, nn.LayerNorm):
+        return F.layer_norm(a, layer.normalized_shape, eps=layer.eps)
+    if isinstance(layer, nn.GroupNorm):
+        return F.group_norm(a, layer.num_groups, eps=layer.eps)
+    assert isinstance(layer, _BatchNorm)
+    return F.batch_norm(a, layer.running_mean, layer.running_var, eps=layer.eps)
+
+
+def _over_positions(layer: nn.Module, values: Tensor) -> Tensor:
+    """Sum over the axes along which the affine weights are the same, the samples' left out."""
+    own = len(layer.normalized_shape) if isinstance(layer, nn.LayerNorm) else 0
+    axes = tuple(range(1, values.ndim - own)) if own else tuple(range(2, values.ndim))
+    return values.sum(axes) if axes else values
 
 
 def unfolded(layer: nn.Conv2d, a: Float[Tensor, "b c h w"]) -> Float[Tensor, "b columns positions"]:
@@ -149,24 +194,25 @@ def adapted_layers(source: ITTT, names: Sequence[str]) -> dict[str, nn.Module]:
     for name in names:
         owner = name.rpartition(".")[0]
         layer = kinds[owner]
-        if not isinstance(layer, nn.Linear) and not _plain(layer):
+        if not _known(layer):
             raise UserError(
-                f"method='rank-one' adapts linear layers and plain 2-d convolutions only and {name} is of a "
-                f"{type(layer).__name__}: choose parameters='head', or method='stacked'"
+                "method='rank-one' adapts linear layers, plain 2-d convolutions and norms only and "
+                f"{name} is of a {type(layer).__name__}: choose parameters='head', or method='stacked'"
             )
         found[owner] = layer
+        weight = source.get_parameter(name)
+        if sum(weight is other for module in kinds.values() for other in module._parameters.values()) > 1:
+            raise UserError(f"method='rank-one': {name} is shared by two layers; use method='stacked'")
     return found
 
 
-def _plain(layer: nn.Module) -> bool:
-    """Whether it is a convolution in two dimensions that `unfolded` knows."""
-    return (
-        isinstance(layer, nn.Conv2d)
-        and not isinstance(layer, nn.modules.lazy.LazyModuleMixin)
-        and layer.groups == 1
-        and layer.padding_mode == "zeros"
-        and layer.padding != "same"
-    )
+def _known(layer: nn.Module) -> bool:
+    """Whether it is a layer whose first step has a form here."""
+    if isinstance(layer, nn.Conv2d):
+        return layer.groups == 1 and layer.padding_mode == "zeros" and layer.padding != "same"
+    if isinstance(layer, _BatchNorm):
+        return layer.running_mean is not None
+    return isinstance(layer, nn.Linear | nn.LayerNorm | nn.GroupNorm)
 
 
 @contextmanager
@@ -207,7 +253,7 @@ def shifted(layers: dict[str, nn.Module], updates: dict[str, Update]) -> Iterato
 
 def _only(name: str, layer: nn.Module, calls: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """The only call of a layer, a linear one's on (b, in)."""
-    fits = len(calls) == 1 and (calls[0][0].ndim == 2 or isinstance(layer, nn.Conv2d))
+    fits = len(calls) == 1 and (calls[0][0].ndim == 2 or not isinstance(layer, nn.Linear))
     if not fits:
         shapes = ", ".join(str(tuple(given.shape)) for given, _ in calls) or "none"
         raise UserError(

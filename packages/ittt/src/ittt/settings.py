@@ -40,8 +40,8 @@ class Settings:
     per: Literal["batch", "instance"] = "batch"
     """One set of weights for the whole batch, or one for each input, as in batches of one."""
     method: Literal["stacked", "rank-one", "loop"] = "stacked"
-    """How instances are adapted: copies side by side, the shortcut for one step of linear layers and convs,
-    or one after another (graphs always are)."""
+    """How instances are adapted: copies side by side, the shortcut for one step of linear layers, convs
+    and norms, or one after another (graphs always are)."""
     chunk: int = 64
     """Instances whose copies are in memory at a time."""
 
