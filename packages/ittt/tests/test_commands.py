@@ -90,6 +90,28 @@ def test_masked_training_resumes_as_if_unbroken(monkeypatch):
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+def test_two_processes_give_the_curve_of_one():
+    """By torchrun: `accelerate launch` starts one process only where there is neither a GPU nor MPI."""
+    config = ["--preset", "smoke", "--mask", "0.5", "--steps", "10", "--adapt.steps", "1"]
+    assert main(["train", *config, "--out", "one"]) == 0
+    script = Path("script.py")
+    script.write_text(
+        "import os, sys; from pathlib import Path; from ittt.cli import main\n"
+        "Path('rank' + os.environ['RANK'] + 'of' + os.environ['WORLD_SIZE']).touch()\n"
+        "sys.exit(main())"
+    )
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*words, str(script), "train", *config, "--out", "two"], capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in Path().glob("rank*")} == {"rank0of2", "rank1of2"}
+    one, two = (read_metrics(Path(name)) for name in ("one", "two"))
+    assert [row["step"] for row in two] == [row["step"] for row in one] == [10]
+    assert two[0] == pytest.approx(one[0], abs=1e-4)
+
+
 def test_no_harm_rule_is_printed(capsys):
     assert main(["train", "--preset", "smoke", "--no-harm", "--steps", "5"]) == 0
     assert "no harm   lr" in capsys.readouterr().out

@@ -91,6 +91,7 @@ def test_loss_is_the_sum_of_both_passes_and_masked_draws_one_of_them():
     assert 0 < int(fed.sum()) < 6
     drawn = net.loss(x, y, mask=0.5, generator=torch.Generator().manual_seed(7))
     torch.testing.assert_close(drawn, torch.where(fed, known, neutral).mean())
+    torch.testing.assert_close(net.loss(x, y, mask=~fed), drawn)
 
 
 def test_gap_leaves_the_training_mode_as_it_was():

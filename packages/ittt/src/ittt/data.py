@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
-from paperkit import UserError, rng
+from jaxtyping import Bool, Float
+from paperkit import UserError, parallel, rng
 from paperkit.data import batch_indices, open_table, permutation
 from torch import Tensor
 
@@ -72,9 +72,18 @@ def load(config: TrainConfig) -> Rows:
 
 
 def batch(rows: Rows, config: TrainConfig, step: int) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b 1"]]:
-    """The rows of a step (from 1)."""
+    """This process's rows of a step (from 1)."""
     chosen = torch.from_numpy(batch_indices(len(rows.x), config.batch, config.seed, step - 1))
+    chosen = parallel.shard(chosen)
     return rows.x[chosen], rows.y[chosen]
+
+
+def mask(config: TrainConfig, step: int) -> Bool[Tensor, " b"] | None:
+    """Which of this process's rows of a step are fed the neutral signal; None: all are, and their labels."""
+    if config.mask is None:
+        return None
+    draws = torch.rand(config.batch, generator=rng.generator(config.seed, step, "mask"))
+    return parallel.shard(draws < config.mask)
 
 
 def drop(x: Float[Tensor, "n d"], share: float, seed: int) -> Float[Tensor, "n d"]:

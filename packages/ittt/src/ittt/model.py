@@ -132,20 +132,22 @@ class ITTT(nn.Module):
         self,
         x: Batch,
         target: Tensor,
-        mask: float | None = None,
+        mask: float | Bool[Tensor, " b"] | None = None,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, ""]:
         """The ZigZag loss: loss(f(x, y), y) + loss(f(x, 0), y), in two passes (Eq. 2).
 
         With `mask` in one pass: each sample is fed the neutral signal with that probability, else its label
-        (the public airfoils and age code); `generator` (CPU) draws which.
+        (the public airfoils and age code); `generator` (CPU) draws which. Or `mask` says which are.
         """
         signal = self.from_target(target)
         if mask is None:
             return self.task.loss(self(x, signal), target) + self.task.loss(self(x), target)
-        if not 0 <= mask <= 1:
-            raise UserError(f"mask is a probability, not {mask:g}")
-        known = (torch.rand(len(target), generator=generator) >= mask).to(signal.device)
+        if not isinstance(mask, Tensor):
+            if not 0 <= mask <= 1:
+                raise UserError(f"mask is a probability, not {mask:g}")
+            mask = torch.rand(len(target), generator=generator) < mask
+        known = ~mask.to(signal.device)
         output = self.injection(self.model, inputs.unlabelled(x), self.encoded(x, signal, known))
         return self.task.loss(output, target)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from paperkit import UserError, report, rng
+from paperkit import UserError, parallel, report, rng
 from paperkit.device import choose
 from paperkit.run import Run, RunOptions, checkpoints, fill, find, from_json, load_checkpoint, read_json
 from torch import Tensor, nn
@@ -42,6 +42,7 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
     """
     options = options or RunOptions()
     device = choose(options.device, options.precision)
+    parallel.launch(device)
     if device.device.type == "cpu":
         torch.set_num_threads(1)  # its steps are too short to share
 
@@ -81,13 +82,15 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
             # One step of both networks on the same rows.
             x, y = (part.to(device.device) for part in data.batch(rows, config, step))
             optimiser.zero_grad(set_to_none=True)
-            loss = net.loss(x, y, config.mask, rng.generator(config.seed, step, "mask"))
+            loss = net.loss(x, y, data.mask(config, step))
             other = F.mse_loss(plain(x), y)
             (loss + other).backward()
-            if not math.isfinite(total := float((loss + other).detach())):
-                raise UserError(f"the loss is not finite at step {step}: {total}; {kept(run)}")
+            parallel.average_gradients([*net.parameters(), *plain.parameters()])
+            both = parallel.average(torch.stack([loss.detach(), other.detach()])).tolist()
+            if not all(map(math.isfinite, both)):
+                raise UserError(f"the loss is not finite at step {step}: {both}; {kept(run)}")
             optimiser.step()
-            seen += len(x)
+            seen += config.batch
 
             # Once in a while: a test, a line, a checkpoint.
             ended = step == config.steps
@@ -95,7 +98,7 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
                 step % every == 0 or ended
                 for every in (config.log_every, config.test_every, config.save_every)
             )
-            found = {"zigzag": float(loss.detach()), "plain": float(other.detach())}
+            found = dict(zip(("zigzag", "plain"), both, strict=True))
             if testing:
                 found |= examine(net, plain, rows)
             if telling or testing:
