@@ -71,6 +71,34 @@ def test_graphs_alone_in_batches_and_one_by_one():
     assert float(net.loss(graphs, graphs.y[:, None]).detach()) > 0
 
 
+def test_predictions_per_node_are_fed_back_per_node():
+    class Nodes(nn.Module):
+        def __init__(self, features):
+            super().__init__()
+            self.first, self.out = GCNConv(features, 6), nn.Linear(6, 2)
+
+        def forward(self, data):
+            return self.out(F.elu(self.first(data.x, data.edge_index)))
+
+    torch.manual_seed(0)
+    net = ITTT(Nodes(2 + 3), "node", outputs=2, task="classes", neutral="uniform")
+    graphs = rings(4, 7)
+    together = net.adapter(Settings(rollback=False))(graphs)
+    assert together.prediction.shape == (11, 2)
+    assert together.gap_before.shape == (11,)
+    first = net(graphs).detach()
+    fed = net.injection(net.model, unlabelled(graphs), net.encoded(graphs, first.softmax(1)))
+    torch.testing.assert_close(net(graphs, first.softmax(1)), fed)
+    torch.testing.assert_close(together.gap_before, net.task.gap(first, fed).detach())
+    each = net.adapter(Settings(per="instance", rollback=False))(graphs)
+    alone = net.adapter(Settings(rollback=False))(graphs[1])
+    torch.testing.assert_close(each.prediction[4:], alone.prediction)
+    labels = torch.tensor([0, 1] * 5 + [0])
+    assert float(net.loss(graphs, labels).detach()) > 0
+    with pytest.raises(UserError, match="whole graphs"):
+        net.adapter(Settings(gate=0.5), net.calibrate([graphs]))(graphs)
+
+
 def test_retrofit_is_the_pretrained_network_exactly():
     torch.manual_seed(1)
     x, model = rings(4, 6), Graphs(2)

@@ -124,7 +124,7 @@ def adapt(
     `weight` says which samples count in a shared loss; `tags` name the copies in the control of random
     directions. A pass at the new weights is both the next step's forward pass and the check of the last one.
     """
-    n, size = copies.n, inputs.size(x)
+    n = copies.n
     copies.begin(x, settings)
     start = None if settings.reset else copies.snapshot()
     carried = copy.deepcopy(copies.optimiser.state_dict()) if settings.carry_state else None
@@ -152,7 +152,7 @@ def adapt(
             taken -= (active & ~better).long()
             active = better
         before = before or found
-        after = found if after is None else found.where(active.expand(size), after)
+        after = found if after is None else found.where(active.expand_as(found.gaps), after)
         best = torch.where(active, reached, best)
         if last or not bool(active.any()):
             copies.optimiser.zero_grad(set_to_none=True)
@@ -180,8 +180,8 @@ def adapt(
         copies.restore(worse, start)
         if carried is not None and bool(worse.any()):
             copies.optimiser.load_state_dict(carried)
-        after, taken = after.where(~worse.expand(size), before), taken * ~worse
-    shared = [part.expand(size) for part in (taken, copies.distance(), worse)]
+        after, taken = after.where(~worse.expand_as(after.gaps), before), taken * ~worse
+    shared = [part.expand_as(after.gaps) for part in (taken, copies.distance(), worse)]
     return Trace(before, after, *shared)
 
 
@@ -257,6 +257,8 @@ class Adapter:
             return trace, torch.ones_like(trace.rolled_back)
         self.shared.begin(x, self.settings)
         first = self._first_look(x)
+        if len(first.gaps) != inputs.size(x):
+            raise UserError("gate leaves out whole graphs: it needs one prediction per graph, not per node")
         chosen_ = above(first.gaps, self.gate)
         zeros = torch.zeros_like(chosen_)
         rested = self.shared.distance().expand(len(zeros))
