@@ -158,18 +158,10 @@ def adapt(
             copies.optimiser.zero_grad(set_to_none=True)
             break
 
-        # 3. The next step; F follows where it is a moving average.
-        careful = settings.early_stop or settings.control == "random"
-        previous = copies.snapshot() if careful else []
-        copies.step()
-        if settings.control == "random":
-            copies.scramble(previous, settings.seed, step, tags)
-        if settings.trust:
-            method.project(copies.views, copies.origin, settings.trust * method.norm(copies.origin))
-        if not bool(active.all()):
-            copies.restore(~active, previous)
-        method.follow(copies.anchor_views, copies.views, settings.decay)
+        # 3. The next step.
+        previous = _advance(copies, settings, active, step, tags)
         taken += active.long()
+    copies.resumed = None
     assert before is not None
     assert after is not None
 
@@ -183,6 +175,23 @@ def adapt(
         after, taken = after.where(~worse.expand_as(after.gaps), before), taken * ~worse
     shared = [part.expand_as(after.gaps) for part in (taken, copies.distance(), worse)]
     return Trace(before, after, *shared)
+
+
+def _advance(
+    copies: Copies, settings: Settings, active: Bool[Tensor, " n"], step: int, tags: Sequence[str]
+) -> list[Tensor]:
+    """One step of the active copies within the trust region, F after them; returns where they stood."""
+    careful = settings.early_stop or settings.control == "random"
+    previous = copies.snapshot() if careful else []
+    copies.step()
+    if settings.control == "random":
+        copies.scramble(previous, settings.seed, step, tags)
+    if settings.trust:
+        method.project(copies.views, copies.origin, settings.trust * method.norm(copies.origin))
+    if not bool(active.all()):
+        copies.restore(~active, previous)
+    method.follow(copies.anchor_views, copies.views, settings.decay)
+    return previous
 
 
 # ---- batch after batch -------------------------------------------------------------------------------------
@@ -255,7 +264,6 @@ class Adapter:
         if self.gate is None:
             trace = self._adapted(x)
             return trace, torch.ones_like(trace.rolled_back)
-        self.shared.begin(x, self.settings)
         first = self._first_look(x)
         if len(first.gaps) != inputs.size(x):
             raise UserError("gate leaves out whole graphs: it needs one prediction per graph, not per node")
@@ -273,9 +281,12 @@ class Adapter:
 
     def _first_look(self, x: Batch) -> Pass:
         try:
+            self.shared.begin(x, self.settings)
             return look(self.shared, x, self.settings)
         except RuntimeError as error:
             raise _misfit(x, self.source.key, error) from error
+        finally:
+            self.shared.resumed = None
 
     def _adapted(self, x: Batch, weight: Bool[Tensor, " b"] | None = None) -> Trace:
         try:
