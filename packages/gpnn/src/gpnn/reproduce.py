@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from paperkit import reproduction
+from paperkit import UserError, reproduction, results
 from paperkit.nearest import Patches
 from paperkit.resize import resize
 from torch import Tensor
