@@ -4,8 +4,10 @@
     python tools/results.py --check    change nothing; exit 1 and name each README that differs
 
 Standard library only. A member's `results/*.json` stand between `<!-- results -->` and `<!-- /results -->`
-in its README; one line for each paper stands between `<!-- papers -->` and `<!-- /papers -->` in the root's.
-That line comes from the paper's pyproject: `description = "Title (arXiv 2311.01462): one sentence"`, and
+in its README, and chosen arms of one file between `<!-- arms FILE: NAME = words; NAME -->` and
+`<!-- /arms -->`, where "ours" and "against" are names too and the words are optional. One line for each
+paper stands between `<!-- papers -->` and `<!-- /papers -->` in the root's. That line comes from the paper's
+pyproject: `description = "Title (arXiv 2311.01462): one sentence"`, and
 
     [tool.paperkit]
     headline = "small-samples"                    # the result file whose figure is shown; optional
@@ -42,7 +44,8 @@ def render(root: Path) -> dict[Path, str]:
         readme = member / "README.md"
         text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
         if records or "<!-- results -->" in text:
-            texts[readme] = between(text, "results", results_table(records), readme)
+            text = between(text, "results", results_table(records), readme)
+            texts[readme] = chosen_arms(text, records, readme)
     readme = root / "README.md"
     if not readme.is_file():
         raise Problem(f"{readme} is missing")
@@ -71,6 +74,34 @@ def between(text: str, name: str, body: str, readme: Path) -> str:
         raise Problem(f"{readme} needs one line {start} and, below it, one line {end}")
     head, rest = text.split(start)
     return f"{head}{start}\n{body}\n{end}{rest.split(end)[1]}"
+
+
+def chosen_arms(text: str, records: Sequence[Record], readme: Path) -> str:
+    """The text with its blocks of chosen arms rendered anew."""
+    known = {record["file"].stem: record for record in records}
+
+    def block(found: re.Match) -> str:
+        name, wanted = found[1], [item.split("=", 1) for item in " ".join(found[2].split()).split(";")]
+        if name not in known:
+            raise Problem(f"{readme}: arms of {name}, which is no file in results")
+        arms = arms_of(known[name])
+        rows = []
+        for arm, *words in ([part.strip() for part in item] for item in wanted):
+            if arm not in arms:
+                raise Problem(f"{readme}: {name} has no arm {arm!r}: it has {', '.join(arms)}")
+            rows.append((cell(words[0] if words else arm), cell(summary(arms[arm], known[name]["unit"]))))
+        head = (cell(known[name]["data"]), cell(known[name]["metric"].replace("_", " ")))
+        return f"<!-- arms {name}:{found[2]}-->\n{table(head, rows)}\n<!-- /arms -->"
+
+    if text.count("<!-- arms ") != text.count("<!-- /arms -->"):
+        raise Problem(f"{readme}: every <!-- arms FILE: NAME --> needs an <!-- /arms --> below it")
+    return re.sub(r"<!-- arms ([\w-]+):(.*?)-->.*?<!-- /arms -->", block, text, flags=re.DOTALL)
+
+
+def arms_of(record: Record) -> dict[str, Record]:
+    """All figures of a record by name; "ours" and "against" are two of them."""
+    both = {side: record[side] for side in ("ours", "against") if side in record}
+    return {**both, **record.get("arms", {})}
 
 
 # ------------------------------------------------------------------------------------------- tables

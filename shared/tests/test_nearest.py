@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from paperkit import UserError
-from paperkit.nearest import Index, Patches, halving_sum, nearest
+from paperkit.nearest import Index, Items, Patches, halving_sum, nearest
 
 METHODS = ["blocks", "tree"]
 ALPHAS = [math.inf, 5e-3, 1e-12]
@@ -268,6 +268,66 @@ def test_shares_of_several_threads(alpha, method):
         torch.set_num_threads(threads)
 
 
+def moving(y: torch.Tensor, steps: int = 6):
+    """An image that changes less and less, the upper rows not at all, and the movement of its patches."""
+    for step in range(steps):
+        before = y
+        y = y + 0.3 * 0.4**step * torch.randn(y.shape, generator=generator(step)).to(y)
+        y[:, : 4 + step] = before[:, : 4 + step]
+        moved = (unfolded(y, (3, 3)).double() - unfolded(before, (3, 3)).double()).square().mean(1)
+        yield y, moved
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", IMAGES)
+def test_moved_queries_find_what_a_new_search_finds(name, method):
+    x = IMAGES[name](3)
+    index = Index(Patches(x, 3), method=method)
+    y = x + 0.2 * torch.randn(x.shape, generator=generator(9)).to(x)
+    found = index.search(Patches(y, 3), slack=0.1)
+    for z, moved in moving(y):
+        found = index.again(Patches(z, 3), found, moved)
+        best, distance, _ = brute(unfolded(z, (3, 3)), unfolded(x, (3, 3)))
+        np.testing.assert_array_equal(found.index.numpy(), best)
+        np.testing.assert_array_equal(found.distance.numpy(), distance)
+
+
+def test_moved_queries_under_a_mask():
+    x = smooth(3, 18, 21)
+    mask = torch.ones(18, 21, dtype=torch.bool)
+    mask[5:9, 7:15] = False
+    keys = Patches(x, 3, mask)
+    index = Index(keys, method="tree")
+    found = index.search(Patches(x, 3), slack=0.1)
+    valid = keys.valid()
+    assert valid is not None
+    for y, moved in moving(x):
+        found = index.again(Patches(y, 3), found, moved)
+        best, _, _ = brute(unfolded(y, (3, 3)), unfolded(x, (3, 3)), valid=valid.numpy())
+        np.testing.assert_array_equal(found.index.numpy(), best)
+
+
+@pytest.mark.parametrize("slack", [0.01, 0.1, 1.0])
+def test_no_other_key_is_nearer_than_told(slack, monkeypatch):
+    x, y = smooth(3, 18, 21), smooth(3, 18, 21, seed=1)
+    index = Index(Patches(x, 3), method="tree")
+    found, whole, searched = index.search(Patches(y, 3), slack=slack), Index._search, []
+
+    def counted(self, items, *arguments):
+        searched.append(items.count)
+        return whole(self, items, *arguments)
+
+    monkeypatch.setattr(Index, "_search", counted)
+    for z, moved in moving(y):
+        found = index.again(Patches(z, 3), found, moved, slack)
+        apart = table(unfolded(z, (3, 3)), unfolded(x, (3, 3)))
+        apart[np.arange(len(apart)), found.index.numpy()] = math.inf
+        assert found.other is not None
+        assert (found.other.numpy() <= apart.min(1) * (1 + 1e-9)).all()
+    # At the end the queries move by less than the slack: most need no search.
+    assert searched[-1] < len(found.index) / 2 < searched[0]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_index_serves_many_searches(method):
     k = Patches(smooth(3, 20, 22, 2), 5)
@@ -317,6 +377,17 @@ def test_inputs_stay_and_gradients_are_not_followed():
         assert torch.equal(k, kept)
 
 
+@pytest.mark.parametrize("name", IMAGES)
+def test_repeated_patches_are_found_alike_with_and_without_a_compiler(name):
+    x = IMAGES[name](0)
+    items = Items(Patches(x, 3), "keys")
+    rows = unfolded(x, (3, 3)) + 0.0
+    first = {row.numpy().tobytes(): i for i, row in reversed(list(enumerate(rows)))}
+    for threads in (0, 1, 2):
+        kept = items.distinct(threads)
+        assert kept.original(torch.arange(kept.count)).tolist() == sorted(first.values())
+
+
 def test_halving_sum_is_a_sum():
     for width in (1, 2, 3, 147, 256):
         x = torch.rand(20, width, generator=generator(), dtype=torch.float64)
@@ -360,6 +431,7 @@ ROWS = torch.rand(9, 4)
         ),
         (lambda: nearest(ROWS, ROWS, memory=1000), "too small"),
         (lambda: nearest(ROWS, ROWS, method="magic"), "unknown method"),
+        (lambda: Index(ROWS).again(ROWS, nearest(ROWS, ROWS), torch.zeros(8).double()), "8 moved queries, 9"),
     ],
 )
 def test_bad_input_is_one_line(call, message):

@@ -275,6 +275,13 @@ def test_without_a_peer_no_ratio_is_written(tmp_path: Path) -> None:
     assert results.write(tmp_path, record).name == "bench-nearest.json"
 
 
+def test_calls_of_minutes_need_fewer_turns() -> None:
+    record = bench(ours=[160.0, 150.0], against=("peer", [310.0]))
+    assert results.check(record) == []
+    assert (record["repeats"], record["against"]["n"]) == (2, 1)
+    assert "ours has 2 repeats" in "".join(results.check(bench(ours=[140.0, 150.0])))
+
+
 BENCH_BREAKS = {
     "four repeats": (lambda r: r.update(ours=_timing([1.0, 1, 1, 1]), repeats=4), "ours has 4 repeats"),
     "no time": (lambda r: r.update(ours=_timing([0.0, 1, 1, 1, 1])), "not above zero"),

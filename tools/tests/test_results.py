@@ -143,6 +143,47 @@ def test_the_text_around_the_markers_stays(root: Path) -> None:
     assert (root / "shared" / "README.md").read_text() == "# paperkit\n\nNo figures here.\n"
 
 
+ARMS = "<!-- arms small-samples: held out = real | digits;\nours -->\nold\n<!-- /arms -->\n"
+
+
+def test_chosen_arms_stand_where_the_text_wants_them(root: Path) -> None:
+    readme = root / "packages" / "ign" / "README.md"
+    readme.write_text(f"{ARMS}Between.\n{readme.read_text()}{ARMS}")
+    assert run(root).returncode == 0
+    text = readme.read_text()
+    part = text.split("Between.")[0]
+    assert part.startswith(ARMS.split("old")[0])
+    assert rows(part)[2:] == [
+        ["real \\| digits", "97.50 ± 0.71 % (n = 2)"], ["ours", "81.9 ± 2.4 % (n = 3)"]
+    ]  # fmt: skip
+    assert "named" in rows(part)[0]
+    assert text.count("97.50") == 3
+    assert "\nold\n" not in text
+    assert run(root, "--check").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ("<!-- arms nothing: ours -->\n<!-- /arms -->", "arms of nothing, which is no file"),
+        (
+            "<!-- arms small-samples: held in -->\n<!-- /arms -->",
+            "no arm 'held in': it has ours, against, held out",
+        ),
+        ("<!-- arms small-samples: ours -->", "needs an <!-- /arms -->"),
+    ],
+)
+def test_arms_that_cannot_be_shown_are_named(root: Path, block: str, message: str) -> None:
+    readme = root / "packages" / "ign" / "README.md"
+    before = f"{block}\n{readme.read_text()}"
+    readme.write_text(before)
+    done = run(root)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert readme.read_text() == before
+
+
 def test_the_table_of_papers(root: Path) -> None:
     run(root)
     found = rows((root / "README.md").read_text(encoding="utf-8"))

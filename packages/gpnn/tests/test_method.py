@@ -21,7 +21,7 @@ from gpnn.method import (
     pyramid,
     up,
 )
-from gpnn.search import changed_patches, matcher, rows
+from gpnn.search import matcher, movement, rows
 from paperkit import UserError
 from paperkit.data import photograph
 from paperkit.resize import resize
@@ -373,14 +373,16 @@ def test_settings_that_make_no_sense(wrong):
 # ---- search
 
 
-def test_changed_patches_are_those_with_a_changed_pixel():
+def test_movement_is_each_patch_s_distance_from_what_it_was():
     x = picture("coffee", 12, 12)
     y = x.clone()
     y[1, 6, 7] += 1e-9
-    expected = torch.tensor(
-        [not torch.equal(a, b) for a, b in zip(all_patches(x, 5), all_patches(y, 5), strict=True)]
-    )
-    assert torch.equal(changed_patches(y, x, 5), expected)
+    y[2, 0, 0] += 0.25
+    pairs = list(zip(all_patches(x, 5), all_patches(y, 5), strict=True))
+    expected = torch.stack([(a.double() - b.double()).square().mean() for a, b in pairs])
+    found = movement(y, x, 5)
+    assert torch.allclose(found, expected, rtol=1e-12, atol=0)
+    assert torch.equal(found == 0, torch.tensor([torch.equal(a, b) for a, b in pairs]))
 
 
 def test_rows_are_numbered_as_patches():

@@ -258,10 +258,30 @@ def test_places_name_the_patch_that_was_copied(coffee):
     assert torch.equal(coffee[:, found[..., 1], found[..., 2]], y.image)
 
 
+def test_matched_sharpness_sees_blur_and_not_what_is_shown():
+    """A calm part of a picture is less sharp than the whole, patch by patch as sharp; its blur is not."""
+    x = read_image("rocket", 64)
+    calm = x[:, :24, :30]
+    found = metrics.figures(calm, x)
+    assert found["sharpness"] < 0.9
+    assert found["matched_sharpness"] == pytest.approx(1)
+    assert metrics.figures(metrics.blurred(calm), x)["matched_sharpness"] < 0.9
+
+
+def test_matched_sharpness_by_hand():
+    x = torch.zeros(1, 7, 16)
+    x[..., 8:] = torch.arange(8.0)
+    y = torch.zeros(1, 7, 7)
+    y[...] = torch.arange(7.0) / 2
+    # One patch of y: steps of 1/2 to the right, none down; patch 9 of x: steps of 1, patch 0: none.
+    assert metrics.matched_sharpness(y, x, torch.tensor([9])) == pytest.approx(0.5)
+    assert metrics.matched_sharpness(y, x, torch.tensor([0])) > 1e10
+
+
 def test_figures_of_the_source_and_of_controls(coffee):
     x = read_image("brick", 48)
     same = metrics.figures(x, x)
-    assert same == {"realism": 0, "completeness": 0, "sharpness": 1, "stay": 1}
+    assert same == {"realism": 0, "completeness": 0, "sharpness": 1, "matched_sharpness": 1, "stay": 1}
     assert metrics.sharpness(metrics.blurred(x), x) < 0.9
     assert metrics.realism(metrics.shuffled(x), x) > 0.1
     assert metrics.shuffled(x).flatten(1).sort(1).values.equal(x.flatten(1).sort(1).values)

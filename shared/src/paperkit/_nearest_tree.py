@@ -19,13 +19,14 @@ squares of differences, none above it, relatively by less than 2^-18. So no key 
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numba
 import numpy as np
 import torch
+
+from paperkit.threads import parallel
 
 if TYPE_CHECKING:
     from paperkit.nearest import Items
@@ -86,17 +87,24 @@ class Weight(NamedTuple):
 
 @loose
 def project(rows, start, stop, center, unit, basis, out):
-    """Coordinates of rows start .. stop."""
+    """Coordinates of rows start .. stop; `basis` has one direction per row."""
     data, origin, offset = rows
+    row = np.empty(len(offset))
     sums = np.empty(2 * AXES)
     for i in range(start, stop):
-        sums[:] = 0
         square = 0.0
-        for t in range(len(offset)):
+        for t in range(len(row)):
             value = (data[origin[i] + offset[t]] - center[t]) * unit
+            row[t] = value
             square += value * value
-            for a in range(len(sums)):
-                sums[a] += value * basis[t, a]
+        for a in range(0, 2 * AXES, 4):  # four directions at a time: fewer reads of `row`
+            one, two, three, four = 0.0, 0.0, 0.0, 0.0
+            for t in range(len(row)):
+                one += row[t] * basis[a, t]
+                two += row[t] * basis[a + 1, t]
+                three += row[t] * basis[a + 2, t]
+                four += row[t] * basis[a + 3, t]
+            sums[a], sums[a + 1], sums[a + 2], sums[a + 3] = one, two, three, four
         rest = square
         for a in range(2 * AXES):
             if a % AXES == AXES - 1:
@@ -236,14 +244,17 @@ def search(
     weight,
     unit,
     error,
+    slack,
     best,
     slot,
+    other,
     work,
 ):
     """Best key of queries start .. stop, depth first, the nearer child first.
 
     The first upper bound comes from the guesses, and from earlier neighbours' keys moved by the same step:
-    the field of nearest patches is coherent.
+    the field of nearest patches is coherent. No key but the best scores below other[i], which is the second
+    best score or `slack` times the best one, whichever is less.
     """
     plain = len(weight.scale) == 0
     first_leaf = len(tree.size) - 1
@@ -259,7 +270,7 @@ def search(
         for a in range(AXES):
             norm += np.float64(query[a]) ** 2
         reach = error[0] * (math.sqrt(norm) + error[1])
-        held, at = np.inf, count
+        held, at, second = np.inf, count, np.inf
         # 1. Upper bound.
         last = -1
         for n in range(guesses.shape[1] + len(steps)):
@@ -282,8 +293,11 @@ def search(
             if not plain:
                 score /= weight.scale[j]
             if score < held or (score == held and j < at):
+                second = min(second, held)
                 held, at = score, j
-        limit = limit_of(held, unit, reach)
+            elif j != at:
+                second = min(second, score)
+        limit = limit_of(slack * held, unit, reach)
         # 2. Walk.
         stack[0], bounds[0], depth = 0, 0, 1
         while depth > 0:
@@ -328,9 +342,30 @@ def search(
                 if not plain:
                     score /= weight.scale[j]
                 if score < held or (score == held and j < at):
+                    second = min(second, held)
                     held, at = score, j
-                    limit = limit_of(held, unit, reach)
-        best[i], slot[i] = held, at
+                    limit = limit_of(slack * held, unit, reach)
+                else:
+                    second = min(second, score)
+        best[i], slot[i], other[i] = held, at, min(second, slack * held)
+
+
+@strict
+def pair_distances(queries, keys, start, stop, slot, out):
+    """D of queries start .. stop and one key each."""
+    buffer = np.empty(len(queries.offset))
+    for i in range(start, stop):
+        out[i] = distance(queries, i, keys, slot[i], buffer)
+
+
+@strict
+def hash_rows(bits, origin, offset, factor, start, stop, out):
+    """Sums of the rows' bits times factors, modulo 2^64."""
+    for i in range(start, stop):
+        total = np.int64(0)
+        for t in range(len(offset)):
+            total += np.int64(bits[origin[i] + offset[t]]) * factor[t]
+        out[i] = total
 
 
 # ---- From rows to coordinates to a tree
@@ -357,7 +392,7 @@ class Space:
     """Coordinates for rows like these keys."""
 
     def __init__(self, keys: "Items", power: int) -> None:
-        sample = keys.sample(4096).double()
+        sample = keys.sample(1024).double()
         mean = sample.mean(0)
         self.power, self.unit = power, 2.0**-power
         sample = (sample - mean) * self.unit
@@ -367,16 +402,16 @@ class Space:
         u, d = 2.0**-53, keys.width
         self.error = 1.01 * (2.0**-24 + 6 * (d + 3) * u + defect + math.sqrt((2 * d + 90) * u + 4 * defect))
         self.center = mean.numpy()
-        self.basis = np.zeros((d, 2 * AXES))  # columns 15 and 31 stay empty: the residual norms' places
+        self.basis = np.zeros((2 * AXES, d))  # rows 15 and 31 stay empty: the residual norms' places
         first = min(AXES - 1, kept)
-        self.basis[:, :first] = vectors[:, :first].numpy()
-        self.basis[:, AXES : AXES + kept - first] = vectors[:, first:].numpy()
+        self.basis[:first] = vectors[:, :first].T.numpy()
+        self.basis[AXES : AXES + kept - first] = vectors[:, first:].T.numpy()
 
     def points(self, rows: Rows, threads: int) -> np.ndarray:
         """Coordinates of all rows (row, 2 AXES): for the tree, and for the second look."""
         out = np.empty((len(rows.origin), 2 * AXES), np.float32)
         parallel(
-            len(out), 4096, threads, lambda a, b: project(rows, a, b, self.center, self.unit, self.basis, out)
+            len(out), 1024, threads, lambda a, b: project(rows, a, b, self.center, self.unit, self.basis, out)
         )
         return out
 
@@ -405,23 +440,11 @@ def weigh(tree: Tree, scale: np.ndarray | None, least: np.ndarray | None, unit: 
     return Weight(scale, place, node)
 
 
-def parallel(count: int, chunk: int, threads: int, call: Callable[[int, int], None]) -> None:
-    """call(start, stop) over chunks by threads of Python: nobody spins at a barrier."""
-    starts = range(0, count, chunk)
-    threads = min(threads, len(starts))
-    if threads < 2:
-        for start in starts:
-            call(start, min(start + chunk, count))
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(lambda start: call(start, min(start + chunk, count)), starts):
-            pass
-
-
 def steps_between(queries: "Items", keys: "Items") -> np.ndarray:
     """Steps back to an earlier query, each with the same step between keys: left, up, earlier frame."""
     pairs = [(1, 1)]
-    if queries.patches is not None and keys.patches is not None and len(queries.grid) == len(keys.grid):
+    whole = queries.slots is None and queries.patches is not None and keys.patches is not None
+    if whole and len(queries.grid) == len(keys.grid):
         for axis in range(len(queries.grid) - 1, 0, -1):
             pairs.append((math.prod(queries.grid[axis:]), math.prod(keys.grid[axis:])))
     return np.array(pairs)
@@ -452,8 +475,13 @@ def search_tree(
     least: np.ndarray | None = None,
     guesses: np.ndarray | None = None,
     only: Iterable[int] | None = None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Best score and key of each query (or of `only` some), and the work: splits, leaves, exact scores."""
+    slack: float = 1.0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Best score and key of each query (or of `only` some), the least that any other key may score, and the
+    work: splits, leaves, exact scores.
+
+    `slack` is by how much the score of other keys is known beyond the best one, as a factor.
+    """
     count, source = len(queries.rows.origin), keys.items.slots
     unit = keys.items.width * keys.space.unit**2 * (1.0 if scale is None else scale.min())
     weight = weigh(keys.tree, scale, least, unit)
@@ -466,16 +494,15 @@ def search_tree(
     steps = steps_between(queries.items, keys.items)
     error = np.array([keys.space.error, keys.longest])
     a, b = queries.rows, keys.rows
-    if a.data.dtype != b.data.dtype:  # one compilation for each precision, not for each pair
-        a, b = a._replace(data=a.data.astype(np.float64)), b._replace(data=b.data.astype(np.float64))
-    best, slot = np.full(count, np.inf), np.zeros(count, np.int64)
+    a, b = alike(a, b)
+    best, slot, other = np.full(count, np.inf), np.zeros(count, np.int64), np.zeros(count)
     work = np.zeros(3, np.int64)
 
     def run(start: int, stop: int) -> None:
         done = np.zeros(3, np.int64)
         search(
             a, b, queries.points, keys.points, start, stop, steps, guesses, slots, lookup,
-            keys.tree, weight, unit, error, best, slot, done,
+            keys.tree, weight, unit, error, slack, best, slot, other, done,
         )  # fmt: skip
         np.add(work, done, out=work)
 
@@ -487,4 +514,31 @@ def search_tree(
             queries.items.grid[-1] if queries.items.slots is None and queries.items.patches is not None else 0
         )
         parallel(count, max(512, 8 * row), queries.threads, run)
-    return best, slot, work
+    return best, slot, other, work
+
+
+def alike(a: Rows, b: Rows) -> tuple[Rows, Rows]:
+    """Both in one precision: one compilation for each, not for each pair."""
+    if a.data.dtype == b.data.dtype:
+        return a, b
+    return a._replace(data=a.data.astype(np.float64)), b._replace(data=b.data.astype(np.float64))
+
+
+def hashes(rows: Rows, factor: np.ndarray, threads: int) -> np.ndarray:
+    """A number for each row, the same for rows of the same bits (one zero only)."""
+    bits = (rows.data + 0.0).view(np.int32 if rows.data.dtype == np.float32 else np.int64)
+    out = np.empty(len(rows.origin), np.int64)
+
+    def run(start: int, stop: int) -> None:
+        hash_rows(bits, rows.origin, rows.offset, factor, start, stop, out)
+
+    parallel(len(out), 1024, threads, run)
+    return out
+
+
+def distances(queries: Rows, keys: Rows, slot: np.ndarray, threads: int) -> np.ndarray:
+    """D of each query and one key."""
+    a, b = alike(queries, keys)
+    out = np.empty(len(slot))
+    parallel(len(slot), 1024, threads, lambda start, stop: pair_distances(a, b, start, stop, slot, out))
+    return out

@@ -35,7 +35,7 @@ Method = Literal["auto", "blocks", "tree"]
 LARGEST = 1e100
 """Largest magnitude accepted, and 1/LARGEST the smallest alpha: no square or score overflows in float64."""
 
-SMALL = 2**20
+SMALL = 2**15
 """Pairs below which the blocks path is taken without asking: it needs milliseconds."""
 TREE_NANOSECONDS = (25.0, 40.0, 150.0)
 """Time of a split, a leaf and an exact score of the tree, for the choice of the method only."""
@@ -103,6 +103,8 @@ class Nearest:
     """S of that key; equal to `distance` for alpha = inf."""
     reverse: Int64[Tensor, "k"] | None
     """For finite alpha each key's nearest query (-1: masked, or repeats an earlier key), a warm start."""
+    other: Float64[Tensor, "q"] | None = None
+    """No other key has a D below this; only where it was asked for (`slack`) and is known."""
 
 
 def nearest(
@@ -145,7 +147,7 @@ class Index:
             raise UserError(f'unknown method {method!r}: use "auto", "blocks" or "tree"')
         if memory is not None and memory < 2**16:
             raise UserError(f"memory of {memory} bytes is too small: give at least 65536")
-        with _one_torch_thread():
+        with _one_torch_thread() as self.threads:
             self._prepare(Items(keys, "keys"), key_mask, memory, method)
 
     def _prepare(self, items: "Items", key_mask: Tensor | None, memory: int | None, method: str) -> None:
@@ -161,7 +163,7 @@ class Index:
         slots = torch.stack(masks).all(0).nonzero()[:, 0] if masks else None
         if slots is not None and not len(slots):
             raise UserError("the mask leaves no key: no patch lies wholly inside it")
-        self.keys = items.only(slots).distinct()
+        self.keys = items.only(slots).distinct(self._compiled())
         self._tree: Planted | None = None
 
     def search(
@@ -171,11 +173,14 @@ class Index:
         *,
         seeds: Int64[Tensor, "_"] | Int64[Tensor, "_ s"] | None = None,
         reverse_seeds: Int64[Tensor, "_"] | Int64[Tensor, "_ s"] | None = None,
+        slack: float = 0.0,
     ) -> Nearest:
         """Nearest key of each query: argmin_j D_ij / (alpha + min_i D_ij), alpha in (0, inf].
 
         `seeds`: guesses, one or more keys for each query (-1: none), e.g. the result of the last iteration;
         `reverse_seeds`: queries for each key, e.g. `Nearest.reverse`. They change the time, never the result.
+        `slack` (for alpha = inf): how far beyond the nearest key, as a share of its distance, the others are
+        looked at, so that `again` can tell which queries need no new search.
         """
         if math.isnan(alpha) or alpha < 1 / LARGEST:
             raise UserError(f"alpha must be positive (at least {1 / LARGEST:g}, or inf), got {alpha}")
@@ -183,27 +188,88 @@ class Index:
             raise UserError("queries take no mask: every query gets its nearest key; mask the keys instead")
         with _one_torch_thread() as threads:
             self.threads = threads
-            return self._search(Items(queries, "queries"), alpha, seeds, reverse_seeds)
+            return self._search(Items(queries, "queries"), alpha, seeds, reverse_seeds, slack)
+
+    def again(
+        self,
+        queries: Float[Tensor, "q d"] | Patches,
+        before: Nearest,
+        moved: Float64[Tensor, "_"],
+        slack: float = 0.1,
+    ) -> Nearest:
+        """Nearest keys (alpha = inf) of queries that moved since `before`; as `search` finds them.
+
+        `moved`: squared distance of each query from what it was, mean over d. Where the old key is still
+        nearer than any other can have come (triangle inequality on `before.other`) nothing is searched; nor
+        where a query did not move. Raises `UserError` for other numbers of queries.
+        """
+        if len(before.index) != len(moved):
+            raise UserError(f"{len(moved)} moved queries, {len(before.index)} before: give the same ones")
+        with _one_torch_thread() as threads:
+            self.threads = threads
+            return self._again(Items(queries, "queries"), before, moved, slack)
+
+    def _again(self, items: "Items", before: Nearest, moved: Tensor, slack: float) -> Nearest:
+        index, distance = before.index.clone(), before.distance.clone()
+        other = None if before.other is None else before.other.clone()
+        rest = moved.nonzero()[:, 0]
+        if other is not None and len(rest):
+            distance[rest], other[rest], settled = self._settled(items.only(rest), rest, before, moved)
+            rest = rest[~settled]
+        if len(rest):
+            # The tree that told `other` was quicker then: it is not asked again.
+            new = self._search(items.only(rest), math.inf, index[rest], None, slack, other is not None)
+            index[rest], distance[rest] = new.index, new.distance
+            if other is not None:
+                other[rest] = 0.0 if new.other is None else new.other
+        return Nearest(index, distance, distance, None, other)
+
+    def _settled(
+        self, items: "Items", rest: Tensor, before: Nearest, moved: Tensor
+    ) -> tuple[Float64[Tensor, "n"], Float64[Tensor, "n"], Bool[Tensor, "n"]]:
+        """D of the old keys, the least D that another key can have now, and where the old key is nearest."""
+        from paperkit._nearest_tree import distances, table
+
+        assert before.other is not None
+        assert self._tree is not None
+        slot = before.index[rest]
+        slot = slot if self.keys.slots is None else torch.searchsorted(self.keys.slots, slot)
+        distance = torch.from_numpy(distances(table(items), self._tree.rows, slot.numpy(), self.threads))
+        step, reach = moved[rest].sqrt(), before.other[rest].sqrt()
+        # The roots are right to 1e-12 of their size; the margin is a thousand times that.
+        settled = distance.sqrt() + step < reach * (1 - 1e-9)
+        return distance, (reach - step).clamp(min=0).square(), settled
 
     def _search(
-        self, items: "Items", alpha: float, seeds: Tensor | None, reverse_seeds: Tensor | None
+        self,
+        items: "Items",
+        alpha: float,
+        seeds: Tensor | None,
+        reverse_seeds: Tensor | None,
+        slack: float = 0.0,
+        tree: bool = False,
     ) -> Nearest:
         if (items.width, items.device) != (self.keys.width, self.keys.device):
             raise UserError(
                 f"queries of {items.width} numbers on {items.device}, keys of {self.keys.width} on "
                 f"{self.keys.device}: give the same patch size, channels and device"
             )
-        search = self._tree_search(items) if self._tree_pays(items) else self._blocks_search
+        search = self._tree_search(items) if tree or self._tree_pays(items) else self._blocks_search
         reverse = scale = least = None
         if math.isfinite(alpha):
             guesses = _guesses(reverse_seeds, self.count, "reverse_seeds")
             guesses = guesses if guesses is None or self.keys.slots is None else guesses[self.keys.slots]
-            back = search(self.keys, items.distinct(), None, None, guesses)
+            back = search(self.keys, items.distinct(self._compiled()), None, None, guesses)
             least = back.distance
             scale = alpha + least
             reverse = self.keys.spread(back.index, self.count)
-        found = search(items, self.keys, scale, least, _guesses(seeds, items.count, "seeds"))
-        return Nearest(found.index, found.distance, found.score, reverse)
+        known = {"slack": slack} if slack and scale is None else {}
+        found = search(items, self.keys, scale, least, _guesses(seeds, items.count, "seeds"), **known)
+        return Nearest(found.index, found.distance, found.score, reverse, found.other)
+
+    def _compiled(self) -> int:
+        """Threads of compiled code; 0 where there is none."""
+        return 0 if self.method == "blocks" else self.threads
 
     def _blocks_search(
         self,
@@ -212,6 +278,7 @@ class Index:
         scale: Tensor | None,
         least: Tensor | None,
         guesses: Tensor | None,
+        slack: float = 0.0,
     ) -> "Best":
         from paperkit._nearest_blocks import search_blocks
 
@@ -235,23 +302,27 @@ class Index:
 
         keys = self._tree_for(queries)
         some = queries.only(torch.arange(0, queries.count, max(1, queries.count // 16)))
-        _, _, work = search_tree(Planted(some, keys.space, self.threads), keys)
+        *_, work = search_tree(Planted(some, keys.space, self.threads), keys)
         time = sum(n * each for n, each in zip(work.tolist(), TREE_NANOSECONDS, strict=True))
         return time < some.count * self.keys.count * self.keys.width * BLOCKS_NANOSECONDS
 
     def _tree_search(self, queries: "Items") -> Callable[..., "Best"]:
         """Search by the tree, as `_blocks_search` does by blocks."""
-        from paperkit._nearest_tree import Planted, search_tree
+        from paperkit._nearest_tree import Planted, distances, search_tree
 
         keys = self._tree_for(queries)
         known = {id(self.keys): keys, id(queries): Planted(queries, keys.space, self.threads)}
 
-        def search(queries: Items, keys: Items, *arrays: Tensor | None) -> Best:
+        def search(queries: Items, keys: Items, *arrays: Tensor | None, slack: float = 0.0) -> Best:
             space = known[id(self.keys)].space
             q, k = (known.get(id(items)) or Planted(items, space, self.threads) for items in (queries, keys))
             best = Best(queries, keys, arrays[0])
-            score, slot, _ = search_tree(q, k, *[None if x is None else x.numpy() for x in arrays])
+            given = [None if x is None else x.numpy() for x in arrays]
+            score, slot, other, _ = search_tree(q, k, *given, slack=(1 + slack) ** 2)
             best.score, best.slot = torch.from_numpy(score), torch.from_numpy(slot)
+            best.other = torch.from_numpy(other) if slack else None
+            if best.scale is not None:
+                best.plain = torch.from_numpy(distances(q.rows, k.rows, slot, self.threads))
             return best
 
         return search
@@ -362,15 +433,14 @@ class Items:
         step = max(1, self.count // count)
         return self.rows(torch.arange(0, self.count, step, device=self.device)[:count])
 
-    def distinct(self) -> "Items":
-        """Without the rows that repeat an earlier row exactly: they can never win, the earlier one ties."""
+    def distinct(self, threads: int = 0) -> "Items":
+        """Without the rows that repeat an earlier row exactly: they can never win, the earlier one ties.
+
+        `threads`: of compiled code; 0: where there is none.
+        """
         generator = torch.Generator().manual_seed(0)
-        factor = torch.randint(-(2**62), 2**62, (self.width,), generator=generator).to(self.device)
-        whole = torch.int32 if self.data.dtype == torch.float32 else torch.int64
-        keys = torch.empty(self.count, dtype=torch.int64, device=self.device)
-        for part in torch.arange(self.count, device=self.device).split(max(1, 2**19 // self.width)):
-            bits = (self.rows(part) + 0.0).view(whole)  # + 0.0: one zero only
-            keys[part] = (bits * factor).sum(1)
+        factor = torch.randint(-(2**62), 2**62, (self.width,), generator=generator)
+        keys = self._hashes(factor.to(self.device), threads)
         ordered, order = keys.sort(
             stable=True
         )  # equal rows are neighbours, in ascending order of their number
@@ -380,6 +450,19 @@ class Items:
         for part in pairs.split(max(1, 2**19 // self.width)):  # a hash proves nothing: compare
             again[part] = (self.rows(order[part]) == self.rows(order[part - 1])).all(1)
         return self.only(order[~again].sort().values) if again.any() else self
+
+    def _hashes(self, factor: Int64[Tensor, "d"], threads: int) -> Int64[Tensor, "n"]:
+        """A number for each row, the same for equal ones: its bits, weighted, modulo 2^64."""
+        if threads:
+            from paperkit._nearest_tree import hashes, table
+
+            return torch.from_numpy(hashes(table(self), factor.numpy(), threads))
+        whole = torch.int32 if self.data.dtype == torch.float32 else torch.int64
+        keys = torch.empty(self.count, dtype=torch.int64, device=self.device)
+        for part in torch.arange(self.count, device=self.device).split(max(1, 2**19 // self.width)):
+            bits = (self.rows(part) + 0.0).view(whole)  # + 0.0: one zero only
+            keys[part] = (bits * factor).sum(1)
+        return keys
 
 
 # ---- The float64 score that decides
@@ -409,6 +492,8 @@ class Best:
 
     def __init__(self, queries: Items, keys: Items, scale: Float64[Tensor, "k"] | None) -> None:
         self.queries, self.keys, self.scale = queries, keys, scale
+        self.other: Tensor | None = None
+        self.plain: Tensor | None = None
         none = torch.iinfo(torch.int64).max
         self.score = torch.full((queries.count,), math.inf, dtype=torch.float64, device=queries.device)
         self.slot = torch.full((queries.count,), none, device=queries.device)
@@ -439,9 +524,9 @@ class Best:
 
     @property
     def distance(self) -> Float64[Tensor, "q"]:
-        """D of the best pairs, computed again for the weighted score."""
-        if self.scale is None:
-            return self.score
+        """D of the best pairs, computed again for the weighted score where nobody did."""
+        if self.scale is None or self.plain is not None:
+            return self.score if self.plain is None else self.plain
         parts = torch.arange(self.queries.count, device=self.score.device).split(2**12)
         return torch.cat([_distance(self.queries, self.keys, part, self.slot[part]) for part in parts])
 

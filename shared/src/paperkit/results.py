@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, SupportsFloat
@@ -132,7 +132,7 @@ def benchmark(
     details: Mapping[str, Any] | None = None,
     explanation: str = "",
 ) -> Record:
-    """The record of one benchmark: times of both sides taken in turns after a warm-up, five or more each.
+    """The record of one benchmark: times of both sides taken in turns after a warm-up, `enough` of each.
 
     `against` is (what and which version or commit, its times); without it only our side is recorded and
     `ratio` and `holds` are null. `peak_mib` is (ours, against). `ratio` = median(against) / median(ours):
@@ -151,6 +151,14 @@ def benchmark(
         **_circumstances(paper, wall_s, device),
     }  # fmt: skip
     return _without_nulls(record, but=("ratio", "holds"))
+
+
+def enough(times: Sequence[float], unit: str = "s") -> bool:
+    """Whether a side was timed often enough: five times, or for `LONG` seconds where one call takes minutes.
+
+    Calls of minutes differ by a few per cent, and their benchmarks would take hours.
+    """
+    return len(times) >= 5 or (unit == "s" and sum(times) >= LONG)
 
 
 def _explained(text: str, holds: bool | None, reached: float | None, needed: float) -> str | None:
@@ -186,6 +194,8 @@ def _circumstances(paper: str, wall_s: SupportsFloat, device: str) -> Record:
 
 # ------------------------------------------------------------------------------------ schema, files
 
+LONG = 300.0
+"""Seconds of one side of a benchmark after which it need not be timed again."""
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _PATH = re.compile(r"(?<![\w.~/-])(/[\w.-]+/|~/|[A-Za-z]:\\)")
 
@@ -366,8 +376,8 @@ def _check_benchmark(record: Record) -> list[str]:
     problems = []
     for side in sides:
         values = record[side]["values"]
-        if len(values) < 5:
-            problems.append(f"{side} has {len(values)} repeats: at least five are needed")
+        if not enough(values, record["unit"]):
+            problems.append(f"{side} has {len(values)} repeats: five are needed, or {LONG:g} s of them")
         if min(values) <= 0:
             problems.append(f"{side} has a time that is not above zero")
         elif not _same(record[side].get("median", math.nan), float(np.median(values))):

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from paperkit import UserError, results, suggest
+from paperkit import UserError, reproduction, results, suggest
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,7 +27,6 @@ from ccconv.axis import Plan
 from ccconv.config import BenchConfig
 from ccconv.functional import resize
 from ccconv.layer import CCConv2d
-from ccconv.reproduce import folder
 from ccconv.timing import Call, in_turns, median, peak_mib
 
 SCALES = tuple(map(Fraction, ("1", "1/2", "2", "7/8", "3/2", "25/28", "37/100")))
@@ -57,7 +56,7 @@ def bench(config: BenchConfig) -> list[Path]:
             paper="ccconv", id=name, command=f"uv run --package ccconv ccconv bench {name} {words}{peer}",
             threads=config.threads, device="cpu", wall_s=time.monotonic() - since, **record,
         )  # fmt: skip
-        path = results.write(config.out or folder(), record)
+        path = results.write(config.out or reproduction.folder(__file__), record)
         ratio = "only our side" if record["ratio"] is None else f"ratio {record['ratio']:.2f}"
         print(f"{path}: {ratio}, target {record['target']:.2f}", flush=True)
         written.append(path)

@@ -3,14 +3,14 @@
 Criteria stand here in code and were fixed before the runs.
 """
 
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
-from paperkit import UserError, results, suggest
+from paperkit import reproduction
 
 from ccconv import anyscale, exact, keypoint, pretrained, sizes
 from ccconv.config import ReproduceConfig
@@ -19,40 +19,22 @@ from ccconv.drift import align
 SPREAD = "derived here; the paper's abstract claims consistency and alignment, its body could not be read"
 
 
-def folder() -> Path:
-    """The package's results folder in a source checkout, else ./results."""
-    place = Path(__file__).parents[2] / "results"
-    return place if (place.parent / "pyproject.toml").exists() else Path("results")
-
-
 def claims() -> list[dict[str, Any]]:
-    """The claims of the package's result files, benchmarks left out; none in an installed copy."""
-    return [record for record in results.read(folder()) if "holds" in record and "ratio" not in record]
+    """The claims of the package's result files; none in an installed copy."""
+    return reproduction.written(reproduction.folder(__file__))
 
 
 def reproduce(config: ReproduceConfig) -> list[Path]:
     """Run one claim, or all, and write the result files; returns their paths."""
-    if config.id != "all" and config.id not in CLAIMS:
-        raise UserError(
-            f"no claim {config.id}{suggest(config.id, CLAIMS)}; the claims are {', '.join(CLAIMS)}"
-        )
+    wanted, seeds = reproduction.chosen(config.id, CLAIMS), config.seeds or 5
     torch.set_num_threads(1)  # tensors of a few hundred numbers
-    written = []
-    for name in CLAIMS if config.id == "all" else [config.id]:
-        print(f"ccconv reproduce {name}", flush=True)
-        since = time.monotonic()
-        seeds = config.seeds or 5
-        record = CLAIMS[name](seeds)
-        command = f"uv run --package ccconv ccconv reproduce {name}"
-        if name in SEEDED:
-            command += f" --seeds {seeds}"
-        record = results.claim(
-            paper="ccconv", id=name, command=command, wall_s=time.monotonic() - since, **record
-        )
-        path = results.write(config.out or folder(), record)
-        print(f"{path}: {'holds' if record['holds'] else 'DOES NOT HOLD'}", flush=True)
-        written.append(path)
-    return written
+
+    def command(name: str) -> str:
+        words = f"uv run --package ccconv ccconv reproduce {name}"
+        return f"{words} --seeds {seeds}" if name in SEEDED else words
+
+    place = Path(config.out) if config.out else reproduction.folder(__file__)
+    return reproduction.run("ccconv", {name: partial(CLAIMS[name], seeds) for name in wanted}, place, command)
 
 
 def _exact(cases: exact.Cases, claim: str, tolerance: float, unit: str = "1") -> dict[str, Any]:

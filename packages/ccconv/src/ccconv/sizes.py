@@ -5,8 +5,6 @@ were fixed before the runs, after a pilot at seed 100 that no claim uses. All cl
 `trained`, which are trained once per commit. Held-out images: the 500 test digits.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import lru_cache
@@ -14,9 +12,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from paperkit import results
-from paperkit.provenance import commit
-from paperkit.run import RunOptions, read_json, runs_folder, to_json
+from paperkit import reproduction, results
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -73,17 +69,8 @@ ONE_STEP = (16, 16, 8, 8, 8, 8)
 
 
 def trained(config: TrainConfig) -> Classifier:
-    """The network of a configuration, trained at this commit, or taken from an earlier claim of this commit.
-
-    A run that was stopped goes on where it was.
-    """
-    text = json.dumps([to_json(config), commit()[0]], sort_keys=True)
-    folder = runs_folder("ccconv") / "reproduce" / hashlib.sha256(text.encode()).hexdigest()[:16]
-    if not (folder / "manifest.json").exists():
-        train(config, RunOptions(out=str(folder), device="cpu"), "small")
-    elif read_json(folder / "manifest.json").get("state") != "finished":
-        train(config, RunOptions(resume=str(folder), device="cpu"), "small")
-    return load(folder)[0]
+    """The network of a configuration, trained at this commit now or by an earlier claim."""
+    return load(reproduction.trained("ccconv", config, train, "small"))[0]
 
 
 @lru_cache(maxsize=1)

@@ -287,7 +287,7 @@ class BenchConfig:
     peer_python: str = ""
     """Its interpreter, with the libraries that it needs; default: this one."""
     repeats: int = 5
-    """Timed turns of each side after a warm-up, at least 5."""
+    """Timed turns of each side, at least 5; fewer of a side that has taken five minutes."""
     threads: int = 1
     """Threads of both sides."""
     out: str = ""

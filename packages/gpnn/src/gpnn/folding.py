@@ -9,7 +9,11 @@ import numba
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int64
+from paperkit.threads import parallel
 from torch import Tensor
+
+ROWS = 24
+"""Of the output that a thread takes at a time."""
 
 
 def compiled(function):
@@ -18,14 +22,14 @@ def compiled(function):
 
 
 @compiled
-def _fold(flat, width, origin, weight, out):
-    """Rows of the weighted mean, as differences from the first patch that covers a pixel."""
-    channels, height, across = out.shape
+def _fold(flat, width, origin, weight, out, start, stop):
+    """Rows start .. stop of the weighted mean, as differences from the first patch that covers a pixel."""
+    channels, _, across = out.shape
     gh, gw = origin.shape
     patch = weight.shape[0]
     base, total = np.empty((channels, across), out.dtype), np.empty((channels, across), out.dtype)
     share = np.empty(across, out.dtype)
-    for y in range(height):
+    for y in range(start, stop):
         top = min(y, gh - 1)
         for x in range(across):
             left = min(x, gw - 1)
@@ -58,7 +62,8 @@ def fold_compiled(
     weight = (weights[:, None] * weights).to(values.dtype)
     origin = field // columns * width + field % columns
     flat = values.detach().contiguous().flatten(1)
-    _fold(flat.numpy(), width, origin.numpy(), weight.numpy(), out.numpy())
+    arrays = flat.numpy(), width, origin.numpy(), weight.numpy(), out.numpy()
+    parallel(out.shape[1], ROWS, torch.get_num_threads(), lambda start, stop: _fold(*arrays, start, stop))
     return out
 
 

@@ -5,18 +5,21 @@ nat     mean over patches of X's left half of min D to its right half: X's own p
 R       mean over patches of Y of min D to X, over nat: realism, 0 = every patch is in the source
 C       mean over patches of X of min D to Y, over nat: completeness, 0 = every patch of the source is in Y
 G       mean absolute gradient, output over source: sharpness. R alone cannot see blur
+M       mean absolute gradient of Y's patches over that of their nearest patches of X: matched sharpness. G
+        falls where an output shows less of what is contrasty in the source, M does not
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64, Int64
 from paperkit import UserError
 from paperkit.metrics import fid
 from paperkit.nearest import Patches, nearest
 from paperkit.run import load_weights
 from torch import Tensor
+from torch.nn import functional as F
 
 PATCH, NEAR = 7, 2
 WEIGHTS = "weights/squeezenet1_0_deepcomp.safetensors"
@@ -71,6 +74,24 @@ def sharpness(y: Float[Tensor, "c h w"], x: Float[Tensor, "c s t"]) -> float:
     return _gradient(y) / max(_gradient(x), 1e-12)
 
 
+def matched_sharpness(
+    y: Float[Tensor, "c h w"], x: Float[Tensor, "c s t"], index: Int64[Tensor, " n"]
+) -> float:
+    """M: 1 = each patch as sharp as the source patch that it is nearest to; `index` names those."""
+    of_y, of_x = (_patch_gradients(image) for image in (y, x))
+    return float(of_y.mean() / of_x[index].mean().clamp(min=1e-12))
+
+
+def _patch_gradients(x: Float[Tensor, "c h w"]) -> Float64[Tensor, " n"]:
+    """Mean absolute gradient within each patch."""
+    down, right = (x.double().diff(dim=axis).abs().mean(0)[None] for axis in (1, 2))
+    parts = [
+        F.avg_pool2d(down, (PATCH - 1, PATCH), 1).flatten(),
+        F.avg_pool2d(right, (PATCH, PATCH - 1), 1).flatten(),
+    ]
+    return (parts[0] + parts[1]) / 2
+
+
 def _gradient(x: Tensor) -> float:
     return float(x.diff(dim=1).abs().mean() + x.diff(dim=2).abs().mean())
 
@@ -85,8 +106,14 @@ def diversity(samples: Sequence[Float[Tensor, "c h w"]], x: Float[Tensor, "c h w
 
 def figures(y: Float[Tensor, "c h w"], x: Float[Tensor, "c s t"]) -> dict[str, float]:
     """All figures of one output; `stay` where the sizes are equal."""
-    found = {"realism": realism(y, x), "completeness": completeness(y, x), "sharpness": sharpness(y, x)}
-    return {**found, "stay": stay(y, x)} if x.shape == y.shape else found
+    found = nearest(Patches(y, PATCH), Patches(x, PATCH))
+    row = {
+        "realism": float(found.distance.mean()) / natural_distance(x),
+        "completeness": completeness(y, x),
+        "sharpness": sharpness(y, x),
+        "matched_sharpness": matched_sharpness(y, x, found.index),
+    }
+    return {**row, "stay": _near(found.index, y, x, NEAR)} if x.shape == y.shape else row
 
 
 class SqueezeNetFrechet:

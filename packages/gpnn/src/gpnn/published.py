@@ -168,9 +168,9 @@ def realism_diversity(config: ReproduceConfig) -> dict[str, Any]:
         "metric": "realism", "unit": "1", "better": "lower", "ours": [row["ours"]["realism"] for row in rows],
         "against": ("SinGAN, published samples", [row["singan"]["realism"] for row in rows]), "arms": arms,
         "criterion": "realism, one sample of each method per image, all through one JPEG setting, over both "
-        f"sets: 95 % paired bootstrap of published GPNN - ours wholly above -{MARGIN:.0%} of its mean and not "
-        "wholly below 0, of SinGAN - ours wholly above 0 (statistic: the smallest of the three ends over the "
-        "means, the margin added)",
+        f"sets: 95 % paired bootstrap of published GPNN - ours wholly above -{MARGIN:.0%} of its mean and "
+        "not wholly below 0, of SinGAN - ours wholly above 0 (statistic: the smallest of the three ends over "
+        "the means, the margin added)",
         "statistic": statistic, "threshold": 0.0,
         "details": {
             "jpeg_quality": QUALITY, "noise": {each.name: each.noise for each in SETS}, "levels": LEVELS,

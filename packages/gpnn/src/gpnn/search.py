@@ -14,15 +14,15 @@ import math
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Float64, Int64
 from paperkit.nearest import Index, Nearest, Patches
 from torch import Tensor
 from torch.nn import functional as F
 
 Kind = Literal["exact", "pca", "faiss", "patchmatch"]
 
-RARE = 0.7
-"""Below this share of changed patches only those are searched again."""
+SLACK = 0.1
+"""How far beyond the nearest key the others are known, so that a patch that moves less need no new search."""
 
 
 @runtime_checkable
@@ -63,10 +63,10 @@ def matcher(frame: Frame, patch: int, kind: Kind, memory: int) -> Matcher:
 
 
 class Exact:
-    """`paperkit.nearest.Index`, with the last result as seeds; unchanged patches keep their key.
+    """`paperkit.nearest.Index`, with the last result as seeds; patches that hardly move keep their key.
 
-    For alpha = inf a patch that is bit for bit the one of the last step has the same nearest key. For finite
-    alpha it has not: min_i D moves with all other patches.
+    For alpha = inf a patch keeps its nearest key as long as no other key can have come nearer. For finite
+    alpha that is not known: min_i D moves with all other patches.
     """
 
     def __init__(self, keys: Patches, memory: int, method: str) -> None:
@@ -86,35 +86,27 @@ class Exact:
         """Nearest key of every patch of y."""
         before = self._found
         if before is None or self._image is None:
-            found = self.index.search(Patches(y, self.patch), alpha, seeds=seeds)
+            slack = 0.0 if math.isfinite(alpha) else SLACK
+            found = self.index.search(Patches(y, self.patch), alpha, seeds=seeds, slack=slack)
         elif math.isfinite(alpha):
             found = self.index.search(
                 Patches(y, self.patch), alpha, seeds=before.index, reverse_seeds=before.reverse
             )
         else:
-            found = self._changed_only(y, before, self._image)
+            found = self._moved_only(y, before, self._image)
         self._image, self._found = y, found
         return found
 
-    def _changed_only(self, y: Tensor, before: Nearest, image: Tensor) -> Nearest:
-        changed = changed_patches(y, image, self.patch).nonzero()[:, 0]
-        if len(changed) > RARE * len(before.index):
-            return self.index.search(Patches(y, self.patch), seeds=before.index)
-        if not len(changed):
-            return before
-        index, distance = before.index.clone(), before.distance.clone()
-        for part in changed.split(max(1, self.memory // (8 * len(y) * self.patch**2))):
-            found = self.index.search(rows(y, part, self.patch), seeds=before.index[part])
-            index[part], distance[part] = found.index, found.distance
-        return Nearest(index, distance, distance, None)
+    def _moved_only(self, y: Tensor, before: Nearest, image: Tensor) -> Nearest:
+        moved = movement(y, image, self.patch)
+        return self.index.again(Patches(y, self.patch), before, moved, SLACK)
 
 
-def changed_patches(
-    y: Float[Tensor, "c h w"], before: Float[Tensor, "c h w"], patch: int
-) -> Bool[Tensor, "q"]:
-    """Which patches hold a pixel that differs."""
-    differs = (y != before).any(0)[None].float()
-    return F.max_pool2d(differs, patch, 1).flatten() > 0
+def movement(y: Float[Tensor, "c h w"], before: Float[Tensor, "c h w"], patch: int) -> Float64[Tensor, "q"]:
+    """D of each patch from what it was."""
+    apart = (y.double() - before.double()).square().mean(0)[None]
+    # Sums of what is not negative: exactly 0 for a patch none of whose pixels differs.
+    return F.avg_pool2d(apart, patch, 1).flatten()
 
 
 def rows(image: Float[Tensor, "c h w"], index: Int64[Tensor, "n"], patch: int) -> Float[Tensor, "n d"]:

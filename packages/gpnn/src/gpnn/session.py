@@ -87,7 +87,8 @@ class Session:
         self.verb, self.config = verb, config
         self.device = choose(config.device).device
         self.folder = new_folder(verb, config.out)
-        self.facts: list[LevelFacts] = []
+        self.facts: list[tuple[LevelFacts, int]] = []
+        """What each level cost, and the process's memory after it in MiB."""
         self.notes: list[str] = []
         self.figures: dict[str, Any] = {}
         self.strips: dict[str, list[Tensor]] = {}
@@ -117,12 +118,12 @@ class Session:
         return read_image(name, self.config.side).to(self.device)
 
     def on_level(self, facts: LevelFacts) -> None:
-        """Keep what a level cost."""
-        self.facts.append(facts)
+        """Keep what a level cost, and the memory that the process holds after it."""
+        memory = round(psutil.Process().memory_info().rss / 2**20)
+        self.facts.append((facts, memory))
         record = {
             "step": len(self.facts), "level": facts.level, "seconds": round(facts.seconds, 3),
-            "rss_mib": round(psutil.Process().memory_info().rss / 2**20), "queries": facts.queries,
-            "keys": facts.keys, "distance": facts.distance,
+            "rss_mib": memory, "queries": facts.queries, "keys": facts.keys, "distance": facts.distance,
         }  # fmt: skip
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
@@ -170,9 +171,10 @@ class Session:
         write_json(self.folder / "figures.json", self.figures)
         if self.facts:
             table = "; ".join(
-                f"level {f.level} ({f.size[0]}x{f.size[1]}) {f.seconds:.2f} s" for f in self.facts[-12:]
+                f"level {f.level} ({f.size[0]}x{f.size[1]}) {f.seconds:.2f} s, {memory} MiB"
+                for f, memory in self.facts[-12:]
             )
-            self.notes.append(f"Time per level, all samples together: {table}.")
+            self.notes.append(f"Time per level, all samples together, and the process's memory: {table}.")
         path = report.write(self.folder, TITLE, "arXiv 2103.15545", notes="\n\n".join(self.notes))
         print(f"{self.folder}: images/, provenance, {path.name}", flush=True)
 

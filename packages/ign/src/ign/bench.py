@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from paperkit import UserError, results, rng
+from paperkit import UserError, reproduction, results, rng
 from paperkit.run import suggest
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -22,7 +22,6 @@ from ign import peer
 from ign.config import TRAIN, BenchConfig, TrainConfig
 from ign.method import Naive, Objective, Shared, distance
 from ign.model import Network, network
-from ign.reproduce import folder
 from ign.train import fastest
 
 VARIANTS = ("floor", "naive", "shared", "joint", "compiled")
@@ -81,7 +80,7 @@ def bench(config: BenchConfig) -> list[Path]:
             paper="ign", id=name, command=f"uv run --package ign {package} bench {name} {words}",
             threads=config.threads, wall_s=time.monotonic() - since, **record,
         )  # fmt: skip
-        path = results.write(config.out or folder(), record)
+        path = results.write(config.out or reproduction.folder(__file__), record)
         ratio = "only our side" if record["ratio"] is None else f"ratio {record['ratio']:.2f}"
         print(f"{path}: {ratio}", flush=True)
         written.append(path)

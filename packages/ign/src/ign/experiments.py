@@ -5,17 +5,13 @@ before the runs. Networks that several claims need are trained once per commit (
 """
 
 import copy
-import hashlib
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from paperkit import results, rng
-from paperkit.provenance import commit
-from paperkit.run import RunOptions, read_json, runs_folder, to_json, write_json
+from paperkit import reproduction, results, rng
 from PIL import Image, ImageDraw, ImageFont
 from scipy import stats
 from torch import Tensor
@@ -46,28 +42,15 @@ def MNIST(steps: int, base: str = "mnist", **changes: Any) -> TrainConfig:
 
 def remember(words: str, make: Callable[[], Figures]) -> Figures:
     """Figures that were made at this commit before, or are made now and kept: a killed claim goes on."""
-    key = hashlib.sha256(f"{words} {commit()[0]}".encode()).hexdigest()[:16]
-    path = runs_folder("ign") / "reproduce" / f"{key}.json"
-    if not path.exists():
-        write_json(path, make())
-    return read_json(path)
+    return reproduction.remember("ign", words, make)
 
 
 # ---- shared parts --------------------------------------------------------------------------------------
 
 
 def trained(config: TrainConfig, name: str = "") -> IGN:
-    """The network of a configuration, trained at this commit, or taken from an earlier claim of this commit.
-
-    A run that was stopped goes on where it was.
-    """
-    words = json.dumps([to_json(config), commit()[0]], sort_keys=True)
-    folder = runs_folder("ign") / "reproduce" / hashlib.sha256(words.encode()).hexdigest()[:16]
-    if not (folder / "manifest.json").exists():
-        train(config, RunOptions(out=str(folder), device="cpu"), name)
-    elif read_json(folder / "manifest.json").get("state") != "finished":
-        train(config, RunOptions(resume=str(folder), device="cpu"), name)
-    return IGN.load(folder)
+    """The network of a configuration, trained at this commit now or by an earlier claim."""
+    return IGN.load(reproduction.trained("ign", config, train, name))
 
 
 def small(seed: int) -> IGN:

@@ -12,12 +12,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from paperkit import UserError, results, rng
-from paperkit.run import RunOptions, checkpoints, load_checkpoint, read_metrics, suggest
+from paperkit import UserError, reproduction, rng
+from paperkit.run import RunOptions, checkpoints, load_checkpoint, read_metrics
 from tqdm import tqdm
 
 from ign import baselines, data, experiments, projection, quality, ring, theorem
@@ -31,44 +32,34 @@ from ign.model import build
 from ign.train import train
 
 
-def folder() -> Path:
-    """The package's results folder in a source checkout, else ./results."""
-    place = Path(__file__).parents[2] / "results"
-    return place if (place.parent / "pyproject.toml").exists() else Path("results")
-
-
 def claims() -> list[dict[str, Any]]:
-    """The claims of the package's result files, benchmarks left out; none in an installed copy."""
-    return [record for record in results.read(folder()) if "holds" in record and "ratio" not in record]
+    """The claims of the package's result files; none in an installed copy."""
+    return reproduction.written(reproduction.folder(__file__))
 
 
 def reproduce(config: ReproduceConfig) -> list[Path]:
     """Run one claim, or all, and write the result files; returns their paths."""
-    if config.id != "all" and config.id not in CLAIMS:
-        raise UserError(
-            f"no claim {config.id}{suggest(config.id, CLAIMS)}; the claims are {', '.join(CLAIMS)}"
-        )
+    names = reproduction.chosen(config.id, CLAIMS)
     if config.peer and config.id not in (*PEERS, "all"):
         raise UserError(f"--peer is for {', '.join(PEERS)}, not for {config.id}")
-    written = []
-    for name in CLAIMS if config.id == "all" else [config.id]:
-        if config.id == "all" and name in PEERS and not config.peer:
+    if config.id == "all" and not config.peer:
+        for name in PEERS:
             print(f"ign reproduce {name}: left out, as --peer names no checkout to compare with", flush=True)
-            continue
-        print(f"ign reproduce {name}", flush=True)
-        since = time.monotonic()
-        seeds = config.seeds or SEEDS.get(name, 5)
-        record = PEERS[name](seeds, config.peer) if name in PEERS else CLAIMS[name](seeds)
-        command = f"uv run --package ign ign reproduce {name} --seeds {seeds}"
-        if name in PEERS:
-            command = command.replace("ign ign", "ign --group bench ign") + " --peer CHECKOUT"
-        record = results.claim(
-            paper="ign", id=name, command=command, wall_s=time.monotonic() - since, **record
-        )
-        path = results.write(config.out or folder(), record)
-        print(f"{path}: {'holds' if record['holds'] else 'DOES NOT HOLD'}", flush=True)
-        written.append(path)
-    return written
+        names = [name for name in names if name not in PEERS]
+
+    def seeds(name: str) -> int:
+        return config.seeds or SEEDS.get(name, 5)
+
+    def run(name: str) -> dict[str, Any]:
+        return PEERS[name](seeds(name), config.peer) if name in PEERS else CLAIMS[name](seeds(name))
+
+    def command(name: str) -> str:
+        words = f"ign reproduce {name} --seeds {seeds(name)}"
+        peer = name in PEERS
+        return f"uv run --package ign {'--group bench ' * peer}{words}{' --peer CHECKOUT' * peer}"
+
+    place = Path(config.out) if config.out else reproduction.folder(__file__)
+    return reproduction.run("ign", {name: partial(run, name) for name in names}, place, command)
 
 
 # ---- gradient-routing ------------------------------------------------------------------------------------

@@ -1,0 +1,43 @@
+"""The command `ittt`: its verbs as data. Imports no torch."""
+
+from collections.abc import Sequence
+
+from paperkit import cli
+from paperkit.cli import Paper, Verb
+
+from ittt import config
+
+PAPER = Paper(
+    name="ittt",
+    title="IT3: Idempotent Test-Time Training",
+    arxiv="2410.04201",
+    verbs={
+        "train": Verb(
+            "Train a network that can be fed its own prediction; without flags, on diabetes in seconds.",
+            "ittt.train:train",
+            config.TrainConfig,
+            config.TRAIN,
+            default="small",
+            runs=True,
+            describe="ittt.train:describe",
+        ),
+        "adapt": Verb(
+            "A file of rows: predictions adapted to it, gaps, and what adaptation did.",
+            "ittt.verbs:adapt_rows",
+            config.AdaptConfig,
+        ),
+        "evaluate": Verb(
+            "Errors over missing entries, by every method under one protocol.",
+            "ittt.evaluate:evaluate",
+            config.EvaluateConfig,
+        ),
+        "report": Verb(
+            "One self-contained HTML page about a run.", "ittt.verbs:write_report", config.ReportConfig
+        ),
+    },
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    return cli.main(PAPER, argv)

@@ -1,0 +1,87 @@
+"""Which weights are adapted, by which optimiser, and with which statistics of batch norm."""
+
+import contextlib
+import fnmatch
+from collections.abc import Iterator, Sequence
+
+import torch
+from paperkit import UserError, suggest
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ittt.settings import Settings
+
+NAMED = ("all", "norm", "head", "encoder")
+
+
+def chosen(net: nn.Module, settings: Settings) -> list[str]:
+    """Names of the parameters of a network that are adapted.
+
+    norm: those of layers whose class is called a norm; head: those of the last layer that has any (of an
+    `ITTT`'s model); encoder: the others; else patterns as of file names, apart by commas. norm="batch-frozen"
+    leaves out batch norm's affine. Whether a parameter requires gradient does not matter. Raises `UserError`
+    when nothing is left.
+    """
+    owners = {name: name.rpartition(".")[0] for name, _ in net.named_parameters()}
+    kinds = dict(net.named_modules())
+    inside = {n: owner for n, owner in owners.items() if n.startswith("model.")} or owners
+    head = list(inside.values())[-1:]
+    which = settings.parameters
+    if which == "all":
+        names = list(owners)
+    elif which == "norm":
+        names = [name for name, owner in owners.items() if "Norm" in type(kinds[owner]).__name__]
+    elif which in ("head", "encoder"):
+        names = [name for name, owner in inside.items() if (owner in head) == (which == "head")]
+    else:
+        patterns = [pattern.strip() for pattern in which.split(",")]
+        names = [name for name in owners if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+    if settings.norm == "batch-frozen":
+        names = [name for name in names if not isinstance(kinds[owners[name]], _BatchNorm)]
+    if not names:
+        hint = suggest(which, [*NAMED, *owners])
+        raise UserError(f"parameters={which!r} chooses none{hint}: the network has {', '.join(owners)}")
+    return names
+
+
+def optimiser_of(leaves: Sequence[Tensor], settings: Settings) -> torch.optim.Optimizer:
+    """Adam, SGD, or SGD with momentum 0.9."""
+    fused = leaves[0].device.type in ("cpu", "cuda") and all(leaf.is_floating_point() for leaf in leaves)
+    if settings.optimiser == "adam":
+        return torch.optim.Adam(list(leaves), settings.lr, fused=fused)
+    momentum = 0.9 if settings.optimiser == "momentum" else 0.0
+    return torch.optim.SGD(list(leaves), settings.lr, momentum=momentum, fused=fused)
+
+
+@torch.no_grad()
+def forget(optimiser: torch.optim.Optimizer) -> None:
+    """Zero the moments and counts in place, which is what a fresh optimiser has."""
+    kept = [value for state in optimiser.state.values() for value in state.values() if value is not None]
+    if kept:
+        torch._foreach_zero_(kept)
+
+
+@contextlib.contextmanager
+def batch_statistics(*nets: nn.Module) -> Iterator[None]:
+    """Inside, batch norm uses the batch's own statistics; the stored ones stay bit-identical."""
+    layers = {id(m): m for net in nets for m in net.modules() if isinstance(m, _BatchNorm)}.values()
+    kept = [(layer, layer.running_mean, layer.running_var) for layer in layers]
+    for layer, _, _ in kept:
+        layer.running_mean = layer.running_var = None  # then even evaluation mode takes the batch's
+    try:
+        yield
+    finally:
+        for layer, mean, var in kept:
+            layer.running_mean, layer.running_var = mean, var
+
+
+def has_batch_norm(net: nn.Module) -> bool:
+    """Whether a layer of it is batch norm."""
+    return any(isinstance(module, _BatchNorm) for module in net.modules())
+
+
+@torch.no_grad()
+def copy_into(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Overwrite tensors in place, by one call where that is possible."""
+    if targets:
+        torch._foreach_copy_(list(targets), list(sources))

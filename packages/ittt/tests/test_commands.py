@@ -1,0 +1,309 @@
+"""The real commands: train, resume, adapt, evaluate, report, bad input; and the table task's parts."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from ittt import Settings, data
+from ittt.cli import main
+from ittt.config import TRAIN, TrainConfig
+from ittt.guard import harmless_lr
+from ittt.train import ROWS, build, load, row_error, train
+from paperkit.run import RunOptions, checkpoints, load_checkpoint, read_metrics
+
+SMOKE = TRAIN["smoke"][0]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """One smoke run that the tests of this file read."""
+    return train(SMOKE, RunOptions(out=str(tmp_path_factory.mktemp("ittt") / "run")), "smoke")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+# ---- train
+
+
+def test_run_folder_is_whole_and_has_four_rows(run):
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["state"] == "finished"
+    assert manifest["data"] == "diabetes, 358 rows"
+    assert [row["step"] for row in read_metrics(run)] == [10, 20, 30, 40]
+    assert [path.name for path in checkpoints(run)] == ["00000030", "00000040"]
+    log, page = (run / "log.txt").read_text(), (run / "report.html").read_text()
+    for words in ROWS.values():
+        assert words in log
+        assert words in page
+
+
+def test_killed_run_ends_in_the_same_weights(run, monkeypatch):
+    """A step that dies after the checkpoint of step 20, then --resume."""
+    batch, calls = data.batch, iter(range(1000))
+    monkeypatch.setattr(
+        data,
+        "batch",
+        lambda *words: batch(*words) if next(calls) < 26 else (_ for _ in ()).throw(OSError("x")),
+    )
+    with pytest.raises(OSError, match="x"):
+        train(SMOKE, RunOptions(out="broken"), "smoke")
+    monkeypatch.setattr(data, "batch", batch)
+    assert json.loads(Path("broken/manifest.json").read_text())["state"] == "failed"
+    assert main(["train", "--resume", "broken"]) == 0
+    (ours, state), (theirs, other) = (
+        load_checkpoint(checkpoints(folder)[-1]) for folder in (Path("broken"), run)
+    )
+    for group in ("net", "plain", "scale"):
+        assert all(torch.equal(ours[group][key], theirs[group][key]) for key in theirs[group])
+    for number, rows in other["optimiser"]["state"].items():
+        assert all(torch.equal(state["optimiser"]["state"][number][key], rows[key]) for key in rows)
+    assert read_metrics(Path("broken")) == read_metrics(run)
+    assert (
+        Path("broken/log.txt").read_text().splitlines()[-6:-1]
+        == (run / "log.txt").read_text().splitlines()[-6:-1]
+    )
+
+
+def test_masked_training_resumes_as_if_unbroken(monkeypatch):
+    config = replace(SMOKE, mask=0.5, steps=20)
+    whole = train(config, RunOptions(out="whole"))
+    batch, calls = data.batch, iter(range(1000))
+    monkeypatch.setattr(
+        data,
+        "batch",
+        lambda *words: batch(*words) if next(calls) < 15 else (_ for _ in ()).throw(OSError("x")),
+    )
+    with pytest.raises(OSError, match="x"):
+        train(config, RunOptions(out="broken"))
+    monkeypatch.setattr(data, "batch", batch)
+    train(config, RunOptions(resume="broken"))
+    ours, theirs = (load(folder).net.state_dict() for folder in ("broken", str(whole)))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_two_processes_give_the_curve_of_one():
+    """By torchrun: `accelerate launch` starts one process only where there is neither a GPU nor MPI."""
+    config = ["--preset", "smoke", "--mask", "0.5", "--steps", "10", "--adapt.steps", "1"]
+    assert main(["train", *config, "--out", "one"]) == 0
+    script = Path("script.py")
+    script.write_text(
+        "import os, sys; from pathlib import Path; from ittt.cli import main\n"
+        "Path('rank' + os.environ['RANK'] + 'of' + os.environ['WORLD_SIZE']).touch()\n"
+        "sys.exit(main())"
+    )
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*words, str(script), "train", *config, "--out", "two"], capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in Path().glob("rank*")} == {"rank0of2", "rank1of2"}
+    one, two = (read_metrics(Path(name)) for name in ("one", "two"))
+    assert [row["step"] for row in two] == [row["step"] for row in one] == [10]
+    assert two[0] == pytest.approx(one[0], abs=1e-4)
+
+
+def test_no_harm_rule_is_printed(capsys):
+    assert main(["train", "--preset", "smoke", "--no-harm", "--steps", "5"]) == 0
+    assert "no harm   lr" in capsys.readouterr().out
+
+
+def test_dry_run_names_data_and_network(capsys):
+    assert main(["train", "-n"]) == 0
+    said = capsys.readouterr().out
+    assert "diabetes, 358 rows, 10 columns, 44 test rows" in said
+    assert "perceptron 30-20-10" in said
+    assert not Path("runs").exists()
+
+
+def test_help_imports_no_torch():
+    code = (
+        "import sys; from ittt.cli import main; main(['train', '--help']); assert 'torch' not in sys.modules"
+    )
+    for words in (code, code.replace("'train', ", "")):
+        done = subprocess.run(
+            [sys.executable, "-c", words], capture_output=True, text=True, check=False, env=os.environ
+        )
+        assert done.returncode == 0, done.stderr
+
+
+# ---- adapt
+
+
+def rows_of(run: Path, count: int = 30) -> torch.Tensor:
+    """Test rows in the table's own units."""
+    trained = load(run)
+    rows = data.load(trained.config).x_test[:count]
+    return rows * trained.scale.x_std + trained.scale.x_mean
+
+
+def write(path: str, rows, names=()) -> str:
+    with open(path, "w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerows([names] if names else [])
+        writer.writerows(rows)
+    return path
+
+
+def test_adapt_writes_what_the_adapter_says(run, capsys):
+    cells = rows_of(run).double().tolist()
+    file = write("rows.csv", cells, names=list("abcdefghij"))
+    assert main(["adapt", file, "--run", str(run), "--batch", "16", "--adapt.lr", "1e-3"]) == 0
+    assert "30 rows" in capsys.readouterr().out
+    with open("adapted.csv") as stream:
+        found = list(csv.DictReader(stream))
+    trained = load(run)
+    x = trained.scale.x(torch.tensor(cells))
+    adapter = trained.net.adapter(Settings(steps=3))
+    expected = torch.cat([trained.scale.units(adapter(part).prediction) for part in x.split(16)])[:, 0]
+    ours = torch.tensor([float(row["prediction"]) for row in found])
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-2)
+    assert [int(row["row"]) for row in found] == list(range(30))
+    assert {row["abstain"] for row in found} <= {"True", "False"}
+    assert main(["adapt", file, "--run", str(run), "--out", "found.json"]) == 0
+    assert len(json.loads(Path("found.json").read_text())) == 30
+
+
+def test_adapt_fills_in_means_where_asked(run):
+    cells = rows_of(run, 4).tolist()
+    cells[1][2] = ""
+    file = write("holes.csv", cells)
+    assert main(["adapt", file, "--run", str(run), "--missing", "mean", "--adapt.steps", "0"]) == 0
+    trained = load(run)
+    x = trained.scale.x(rows_of(run, 4))
+    x[1, 2] = 0
+    with open("adapted.csv") as stream:
+        found = torch.tensor([float(row["prediction"]) for row in csv.DictReader(stream)])
+    torch.testing.assert_close(
+        found, trained.scale.units(trained.net(x).detach())[:, 0], rtol=1e-4, atol=1e-2
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "names", "text"),
+    [
+        ([[1] * 9 + [""]], list("abcdefghij"), "row 1: j is empty"),
+        ([[1] * 9 + ["nan"]], list("abcdefghij"), "row 1: j holds 'nan'"),
+        ([[1] * 10, [1] * 9 + ["high"]], (), "row 2: column 10 holds 'high'"),
+        ([[1] * 11], (), "11 columns, the network takes 10"),
+        ([[1] * 10, [1] * 9], (), "row 2: 9 cells instead of 10"),
+        ([], list("abcdefghij"), "no rows"),
+        ([], (), "has no rows"),
+    ],
+)
+def test_bad_rows_are_one_line(run, capsys, rows, names, text):
+    file = write("rows.csv", rows, names)
+    assert main(["adapt", file, "--run", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert text in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("adapt", "none.csv"), "there is no file"),
+        (("adapt", "rows.csv", "--out", "x.txt"), "must end in .csv"),
+        (("train", "--data", "iris"), "no table"),
+        (("train", "--held-out", "1"), "--held-out"),
+        (("train", "--levels", "1.5"), "--levels"),
+        (("train", "--mask", "2"), "--mask"),
+        (("train", "--widths", "0"), "--widths"),
+        (("train", "--lr", "0"), "--lr"),
+        (("train", "--steps", "0"), "--steps"),
+        (("train", "--split", "20"), "splits 0 to 19"),
+        (("train", "--adapt.norm", "batch"), "no batch norm"),
+        (("train", "--adapt.lr", "-1"), "lr must be"),
+        (("train", "--adapt.anchor", "frozn"), "choose from frozen"),
+        (("evaluate", "--methods", "tnet"), "no method"),
+        (("evaluate", "--batches", "0"), "--batches"),
+        (("adaptt",), "no verb"),
+    ],
+)
+def test_bad_words_are_one_line(run, capsys, words, text):
+    given = ("--run", str(run)) if words[0] in ("adapt", "evaluate") else ()
+    assert main([*words, *given]) == 2
+    error = capsys.readouterr().err
+    assert text in error
+    assert error.count("\n") == 1
+
+
+# ---- evaluate, report
+
+
+def test_evaluate_writes_every_method(run, capsys):
+    words = ["--levels", "0", "0.2", "--batches", "1", "44", "--draws", "1", "--adapt.steps", "1"]
+    assert main(["evaluate", "--run", str(run), *words]) == 0
+    assert "mean gap" in capsys.readouterr().out
+    found = json.loads((run / "evaluation.json").read_text())
+    assert list(found["mae"]["44"]) == ["plain", "none", "it3", "un-frozen", "shuffled", "random"]
+    assert "shuffled" not in found["mae"]["1"]
+    assert set(found["gap"]) == {"0", "0.2"}
+    trained = load(run)
+    rows = data.load(trained.config)
+    plain = row_error(trained.plain(rows.x_test).detach(), rows.y_test).mean()
+    assert found["mae"]["1"]["plain"]["0"] == pytest.approx(float(plain), rel=1e-5)
+
+
+def test_report_is_written_again(run, capsys):
+    assert main(["report", "--run", str(run)]) == 0
+    assert Path(capsys.readouterr().out.strip()).is_file()
+
+
+# ---- the table task
+
+
+def test_table_is_standardised_by_the_rows_that_are_learned():
+    rows = data.load(TrainConfig(split=3))
+    torch.testing.assert_close(rows.x.mean(0), torch.zeros(10), rtol=0, atol=1e-5)
+    torch.testing.assert_close(rows.x.std(0), torch.ones(10), rtol=0, atol=1e-5)
+    torch.testing.assert_close(rows.y.std(0), torch.ones(1), rtol=0, atol=1e-5)
+    assert (len(rows.x), len(rows.x_clean), len(rows.x_test)) == (358, 40, 44)
+    joined = torch.cat([rows.x, rows.x_clean, rows.x_test])
+    assert len(joined.unique(dim=0)) == 442
+    assert float(rows.x_test.mean(0).abs().max()) > 1e-3
+
+
+def test_missing_entries_are_nested_and_repeat():
+    x = torch.ones(2000, 10)
+    some, more = data.drop(x, 0.1, 0), data.drop(x, 0.2, 0)
+    assert float((some == 0).float().mean()) == pytest.approx(0.1, abs=0.01)
+    assert float((more == 0).float().mean()) == pytest.approx(0.2, abs=0.01)
+    assert bool((more[some == 0] == 0).all())
+    assert torch.equal(data.drop(x, 0.0, 0), x)
+    assert not torch.equal(data.drop(x, 0.2, 1), more)
+
+
+def test_twin_has_the_same_layers_but_for_the_signals_columns():
+    net, plain = build(TrainConfig(), 10)
+    ours, theirs = (sum(p.numel() for p in part.parameters()) for part in (net, plain))
+    assert ours - theirs == 2 * 30
+    biases = [p for name, p in plain.named_parameters() if name.endswith("bias")]
+    assert len(biases) == 4
+    assert not any(bool(bias.any()) for bias in biases)
+
+
+def test_no_harm_rule_takes_the_largest_rate_that_harms_little():
+    net, _ = build(TrainConfig(widths=(8,)), 10)
+    rows = data.load(TrainConfig())
+    clean = [(rows.x_clean, rows.y_clean)]
+    settings = Settings(steps=1, rollback=False)
+    grid = (10.0, 1.0, 1e-3, 1e-9)
+    found = harmless_lr(net, clean, settings, row_error, grid, most=0.01)
+    harms = {}
+    for lr in grid:
+        one = net.adapter(replace(settings, lr=lr))(rows.x_clean)
+        after, before = (row_error(y, rows.y_clean).mean() for y in (one.prediction, one.before))
+        harms[lr] = float(after / before) - 1
+    assert harms[10.0] > 0.01
+    assert found == max(lr for lr in grid if harms[lr] <= 0.01)
+    assert harmless_lr(net, clean, settings, row_error, (10.0,)) == 0
