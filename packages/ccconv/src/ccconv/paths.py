@@ -198,6 +198,13 @@ def choose(
     return min(found, key=lambda name: found[name])
 
 
+def leanest(plan: Plan, geometry: Geometry, channels: tuple[int, int, int], hidden: int) -> str:
+    """The path with the fewest multiplications for one image."""
+    found = terms(plan, geometry, 1, channels, hidden)
+    kinds = ("products", "resampled", "sampled")
+    return min(found, key=lambda path: sum(found[path].get(kind, 0) for kind in kinds))
+
+
 # ---- Borders, and kernels that are sampled again in the backward pass ------------------------------------
 
 
