@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ccconv import bench, paths, timing
+from ccconv import bench, paths
 from ccconv.cli import main
 from ccconv.config import BenchConfig
 from paperkit import results

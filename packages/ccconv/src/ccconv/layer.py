@@ -254,14 +254,23 @@ LAYERS = {1: CCConv1d, 2: CCConv2d, 3: CCConv3d}
 # ---- Constants of a call: made outside the graph of a compiler -------------------------------------------
 
 
-@torch.compiler.assume_constant_result
+def constant(function: Any) -> Any:
+    """Mark a function whose result a compiler may take as it is.
+
+    As `torch.compiler.assume_constant_result`, which imports the whole compiler: seconds, whether used or not.
+    """
+    function._dynamo_marked_constant = True
+    return function
+
+
+@constant
 def _plan(
     geometry: Geometry, lengths: Any, size: Any, scale: Any, offset: Any, dtype: Any, device: Any
 ) -> Plan:
     return plan(geometry, lengths, size, scale, offset, dtype, device)
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _choose(
     geometry: Geometry, lengths: Any, size: Any, scale: Any, offset: Any, dtype: Any, device: Any,
     batch: int, channels: Any, hidden: int, mode: Any,
