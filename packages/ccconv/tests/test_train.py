@@ -210,3 +210,19 @@ def test_canvases_have_the_digit_where_they_say():
         centre = float(place[number, 0]) + 32
         box = rows[number, int(centre - 3.5) : int(centre + 4.5)]
         assert float(box.sum()) == pytest.approx(float(rows[number].sum()), rel=1e-6)
+
+
+def test_views_that_name_different_classes():
+    views = [torch.eye(3)[[0, 1, 2, 0]], torch.eye(3)[[0, 1, 1, 0]], torch.eye(3)[[0, 2, 2, 0]]]
+    assert sizes.disagreement(views) == 50
+
+
+def test_why_chains_gain_little_tells_its_figures():
+    name = "cc interp, loose"
+    views = ("one chain", "five chains", "five far chains", "five chains, mean of probabilities")
+    found = {
+        f"{name}, {view}": [90.0 + i, 91.0 + 2 * i] for i, view in enumerate((*views, "five input sizes"))
+    }
+    text = sizes.why_chains_gain_little(found, {f"{name}, five chains": [4.0, 5.0]})
+    assert "gain +1.50 points" in text
+    assert "4.5 % of the digits; one chain has 9.5 % wrong" in text

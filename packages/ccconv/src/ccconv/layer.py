@@ -257,7 +257,7 @@ LAYERS = {1: CCConv1d, 2: CCConv2d, 3: CCConv3d}
 def constant(function: Any) -> Any:
     """Mark a function whose result a compiler may take as it is.
 
-    As `torch.compiler.assume_constant_result`, which imports the whole compiler: seconds, whether used or not.
+    As `torch.compiler.assume_constant_result`, which imports the whole compiler: seconds, used or not.
     """
     function._dynamo_marked_constant = True
     return function
