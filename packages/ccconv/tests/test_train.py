@@ -226,3 +226,16 @@ def test_why_chains_gain_little_tells_its_figures():
     text = sizes.why_chains_gain_little(found, {f"{name}, five chains": [4.0, 5.0]})
     assert "gain +1.50 points" in text
     assert "4.5 % of the digits; one chain has 9.5 % wrong" in text
+
+
+def test_why_gradual_gains_nothing_tells_its_figures():
+    found = {
+        f"{chain} {kernel}, varied": values
+        for kernel in ("interp", "mlp")
+        for chain, values in (("gradual", [91.0, 93.0]), ("one step", [90.0, 90.0]))
+    }
+    text = sizes.why_gradual_gains_nothing(
+        found, found, {"gradual mlp, varied": 30, "one step mlp, varied": 4}
+    )
+    assert text.count("+2.00 points (t = 2.00)") == 4
+    assert "7.5 times the FLOPs" in text
