@@ -264,6 +264,7 @@ def scale_ensemble(seeds: int) -> dict[str, Any]:
     """Five chains of hidden sizes, averaged, against one; and against five images at equal FLOPs."""
     names = [f"cc {kernel}, {regime}" for kernel in ("interp", "mlp") for regime in ("varied", "loose")]
     found: Figures = {}
+    surprise: Figures = {}
     apart: Figures = {}
     for _, name, net in each_seed(names, range(seeds)):
         views = {
@@ -281,7 +282,7 @@ def scale_ensemble(seeds: int) -> dict[str, Any]:
         for view, mean in means.items():
             loss = float(F.cross_entropy(mean, held_out().labels))
             found.setdefault(f"{name}, {view}", []).append(right(mean))
-            found.setdefault(f"log loss, {name}, {view}", []).append(loss)
+            surprise.setdefault(f"{name}, {view}", []).append(loss)
         for view in ("five chains", "five far chains", "five input sizes", "five shifts"):
             apart.setdefault(f"{name}, {view}", []).append(disagreement(views[view]))
     ours, single = found["cc interp, loose, five chains"], found["cc interp, loose, one chain"]
@@ -289,7 +290,7 @@ def scale_ensemble(seeds: int) -> dict[str, Any]:
     ways = ("five chains", "five far chains", "five chains, mean of probabilities")
     losses = {
         f"{name} against {view}": compared(
-            found[f"log loss, {name}, five chains"], found[f"log loss, {name}, {view}"], "lower"
+            surprise[f"{name}, five chains"], surprise[f"{name}, {view}"], "lower"
         )
         for name in names
         for view in rest
@@ -309,7 +310,8 @@ def scale_ensemble(seeds: int) -> dict[str, Any]:
             "other_ways_against_one_chain": versus(
                 found, [(f"{name}, {way}", f"{name}, one chain") for name in names for way in ways[1:]]
             ),
-            "log_loss": losses,
+            "log_loss": {name: sum(values) / len(values) for name, values in surprise.items()},
+            "log_loss_of_five_chains_lower_by": losses,
             "percent_of_digits_that_the_five_name_differently": {
                 name: sum(values) / len(values) for name, values in apart.items()
             },
