@@ -26,6 +26,15 @@ METHODS = (
     "it3", "it3-bn", "un-frozen", "shuffled", "random",
 )  # fmt: skip
 
+VARIANTS: dict[str, dict[str, str]] = {
+    "it3": {},
+    "it3-bn": {"norm": "batch"},
+    "un-frozen": {"anchor": "none"},
+    "shuffled": {"control": "shuffled"},
+    "random": {"control": "random"},
+}
+"""The paper's method and its variants: what they change in its settings."""
+
 
 class Baseline:
     """A network that minimises an objective on each batch before it predicts it (none: it just predicts).
@@ -112,7 +121,7 @@ def method(
     shuffled, random: the controls. A gate and abstention need the `calibration`. Raises `UserError` for an
     unknown name and for a part that is missing.
     """
-    if name in ("it3", "it3-bn", "un-frozen", "shuffled", "random"):
+    if name in VARIANTS:
         return _it3(name, net, settings, calibration)
     own = Settings(
         steps=settings.steps, lr=settings.lr, optimiser=settings.optimiser, reset=settings.reset,
@@ -137,14 +146,7 @@ def method(
 
 def _it3(name: str, net: ITTT, settings: Settings, calibration: Calibration | None) -> Predict:
     """The paper's method and its variants."""
-    changes: dict[str, dict[str, str]] = {
-        "it3": {},
-        "it3-bn": {"norm": "batch"},
-        "un-frozen": {"anchor": "none"},
-        "shuffled": {"control": "shuffled"},
-        "random": {"control": "random"},
-    }
-    adapter = net.adapter(replace(settings, **changes[name]), calibration)
+    adapter = net.adapter(replace(settings, **VARIANTS[name]), calibration)
     return lambda x: adapter(x).prediction
 
 

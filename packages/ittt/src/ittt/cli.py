@@ -31,6 +31,11 @@ PAPER = Paper(
             "ittt.evaluate:evaluate",
             config.EvaluateConfig,
         ),
+        "reproduce": Verb(
+            "Run claims of the README again and write their result files.",
+            "ittt.reproduce:reproduce",
+            config.ReproduceConfig,
+        ),
         "report": Verb(
             "One self-contained HTML page about a run.", "ittt.verbs:write_report", config.ReportConfig
         ),

@@ -164,3 +164,22 @@ class ReportConfig:
 
     run: str = "latest"
     """Run folder, or latest."""
+
+
+@dataclass(frozen=True)
+class ReproduceConfig:
+    """Claims of the README, run again."""
+
+    ids: Positional[tuple[str, ...]] = ("all",)
+    """Result files to write, or all."""
+    seeds: int = 0
+    """How many seeds, 0, 1, …; 0 = as many as the claim's own protocol says."""
+    out: str = ""
+    """Folder for the JSON; by default the package's results folder."""
+
+    def __post_init__(self):
+        at_least(0, seeds=self.seeds)
+        if self.seeds == 1:
+            raise UserError("--seeds 1 gives no standard error: take two or more")
+        if not self.ids:
+            raise UserError("name a result file, or all")

@@ -78,6 +78,14 @@ class Copies:
             length = (view - old).flatten(1).norm(dim=1) / noise.flatten(1).norm(dim=1)
             view.copy_(old + noise * length.view(-1, *[1] * len(shape)))
 
+    def shuffled(self, signal: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+        """Each sample's signal given to another one of its batch."""
+        return signal.roll(1, 0)
+
+    def length(self) -> float | Float[Tensor, " n"]:
+        """|Theta|."""
+        return method.norm(self.origin)
+
     def distance(self) -> Float[Tensor, " n"]:
         """How far each copy is from Theta."""
         return method.distance(self.views, self.origin)
