@@ -16,13 +16,13 @@ from ittt import inputs
 from ittt.guard import Calibration
 from ittt.inputs import Batch
 from ittt.model import ITTT
-from ittt.objectives import Activations, Augment, Entropy, Marginal, Objective, Reliable, Rotation
+from ittt.objectives import Activations, Agreement, Augment, Entropy, Marginal, Objective, Reliable, Rotation
 from ittt.settings import Settings
 from ittt.weights import batch_statistics, chosen, copy_into, forget, has_batch_norm, optimiser_of
 
 Predict = Callable[[Batch], Tensor]
 METHODS = (
-    "none", "plain", "bn", "tent", "eta", "memo", "actmad", "rotation",
+    "none", "plain", "bn", "tent", "eta", "inner-product", "memo", "actmad", "rotation",
     "it3", "it3-bn", "un-frozen", "shuffled", "random",
 )  # fmt: skip
 
@@ -115,8 +115,9 @@ def method(
     """One of `METHODS` on a trained network, with the steps, lr and optimiser of `settings`.
 
     plain: the twin that was trained without the signal, as it is. bn: the batch's statistics alone. tent,
-    eta: entropy through the norms' affine weights under the batch's statistics. memo: instances, with
-    `augment`. actmad: needs `clean` batches. rotation: needs the head that was trained with the network.
+    eta: entropy through the norms' affine weights under the batch's statistics. inner-product: torch-ttt's
+    example of IT3 for classes, all weights, under the batch's statistics. memo: instances, with `augment`.
+    actmad: needs `clean` batches. rotation: needs the head that was trained with the network.
     it3: as `settings` say; it3-bn: the same under the batch's statistics; un-frozen: F is f itself (Eq. 5);
     shuffled, random: the controls. A gate and abstention need the `calibration`. Raises `UserError` for an
     unknown name and for a part that is missing.
@@ -134,6 +135,8 @@ def method(
         return Baseline(net, None, replace(own, norm="batch"))
     if name in ("tent", "eta"):
         return Baseline(net, Entropy() if name == "tent" else Reliable(), norms)
+    if name == "inner-product":
+        return Baseline(net, Agreement(), replace(norms, parameters="all"))
     if name == "memo":
         return Baseline(net, Marginal(_given(augment, name, "augment")), replace(own, per="instance"))
     if name == "actmad":
