@@ -78,7 +78,7 @@ class Beside(Copies):
 
     @torch.no_grad()
     def scramble(self, previous: Sequence[Tensor], seed: int, step: int, tags: Sequence[str]) -> None:
-        """As for few copies, but one draw for all of them: a generator for each would take most of the time."""
+        """As for few copies, but by one draw for all: a generator for each takes most of the time."""
         for name, view, old in zip(self.names, self.views, previous, strict=False):
             noise = rng.normal(tuple(view.shape), seed, step, f"{tags[0]} {name}").to(view)
             length = (view - old).flatten(1).norm(dim=1) / noise.flatten(1).norm(dim=1)
