@@ -6,7 +6,7 @@ import pytest
 import torch
 from ittt import ITTT, Settings, data, extra_inputs, tables
 from ittt.baselines import VARIANTS
-from ittt.beside import Beside, predict, stacked
+from ittt.beside import Beside, predict, stacked, train
 from ittt.config import TrainConfig
 from ittt.networks import Perceptron
 from ittt.train import build
@@ -113,7 +113,9 @@ def test_refuses_what_needs_batches_one_after_another(nets, x):
 def test_training_side_by_side_is_training_one_by_one():
     rows = [tables.rows_of("diabetes", seed) for seed in range(2)]
     config = TrainConfig(widths=(6, 5))
-    found = tables.train(rows, (1, 2), config)
+    pairs = [build(replace(config, seed=seed), rows[0].columns) for seed in range(2)]
+    x_all, y_all = (torch.stack([getattr(part, name) for part in rows]) for name in ("x", "y"))
+    found = train(pairs, x_all, y_all, (1, 2))
     for seed, part in enumerate(rows):
         own = replace(config, seed=seed)
         net, plain = build(own, part.columns)

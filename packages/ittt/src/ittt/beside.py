@@ -1,15 +1,18 @@
 """Many batches side by side, each with weights of its own, also of several networks: experiments in minutes.
 
-`predict` gives what an `Adapter` of each network gives batch after batch. Used by the claims; networks are
-small, of one architecture, and do not mix samples.
+`predict` gives what an `Adapter` of each network gives batch after batch, and `train` what the training of
+each seed gives. Used by the claims; networks are small, of one architecture, and do not mix samples.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int64
-from paperkit import UserError
+from jaxtyping import Bool, Float, Int64, Shaped
+from paperkit import UserError, rng
+from paperkit.data import batch_indices
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
@@ -18,6 +21,8 @@ from ittt.copies import Copies
 from ittt.model import ITTT
 from ittt.settings import Settings
 from ittt.weights import chosen, optimiser_of
+
+Net = TypeVar("Net", bound=nn.Module)
 
 CHUNK = 1024
 """Copies in memory at a time."""
@@ -70,6 +75,14 @@ class Beside(Copies):
 
     def length(self) -> Float[Tensor, " n"]:
         return torch.stack([w.square().flatten(1).sum(1) for w in self.origin]).sum(0).sqrt()
+
+    @torch.no_grad()
+    def scramble(self, previous: Sequence[Tensor], seed: int, step: int, tags: Sequence[str]) -> None:
+        """As for few copies, but by one draw for all: a generator for each takes most of the time."""
+        for name, view, old in zip(self.names, self.views, previous, strict=False):
+            noise = rng.normal(tuple(view.shape), seed, step, f"{tags[0]} {name}").to(view)
+            length = (view - old).flatten(1).norm(dim=1) / noise.flatten(1).norm(dim=1)
+            view.copy_(old + noise * length.view(-1, *[1] * (view.ndim - 1)))
 
     def restore(self, which: Bool[Tensor, " n"], snapshot: Sequence[Tensor] | None) -> None:
         """Put the chosen copies back to a snapshot (None: to Theta)."""
@@ -140,3 +153,58 @@ def _found(trace: Trace, chosen_: Tensor | None, settings: Settings) -> tuple[Te
     if settings.choose == "lower-gap":
         adapted = adapted & (after.gaps <= before.gaps)
     return after.where(adapted, before).prediction, before.prediction, before.gaps, trace.moved, adapted
+
+
+# ---- training side by side ---------------------------------------------------------------------------------
+
+Pair = tuple[ITTT, nn.Module]
+"""A network and its plain twin."""
+
+
+def train(
+    pairs: Sequence[Pair],
+    x: Float[Tensor, "s n ..."],
+    y: Shaped[Tensor, "s n ..."],
+    epochs: Sequence[int],
+    batch: int = 32,
+    lr: float = 1e-3,
+) -> dict[int, list[Pair]]:
+    """Train networks of the seeds 0, 1, … and their twins, each on its own rows, as `ittt train` trains one.
+
+    Adam treats each weight on its own, so that copies side by side are what they would be one by one. Returns
+    the pairs as they stood after each number of `epochs`.
+    """
+    net, plain = pairs[0]
+    own, other = (_leaves(nets) for nets in zip(*pairs, strict=True))
+    optimiser = torch.optim.Adam([*own.values(), *other.values()], lr, fused=True)
+    seeds, per_epoch, found = range(len(pairs)), x.shape[1] // batch, {}
+    rows = torch.arange(len(pairs))[:, None]
+    for step in range(1, max(epochs) * per_epoch + 1):
+        chosen_ = torch.stack(
+            [torch.from_numpy(batch_indices(x.shape[1], batch, seed, step - 1)) for seed in seeds]
+        )
+        part, labels = x[rows, chosen_], y[rows, chosen_]
+        signal = net.from_target(labels.flatten(0, 1)).unflatten(0, labels.shape[:2])
+        optimiser.zero_grad(set_to_none=True)
+        losses = [
+            net.task.loss(output.flatten(0, 1), labels.flatten(0, 1))  # the mean over all copies
+            for output in (call(net, own, part, signal), call(net, own, part), call(plain, other, part))
+        ]
+        (torch.stack(losses).sum() * len(pairs)).backward()  # so that each copy has its own mean
+        optimiser.step()
+        if step % per_epoch == 0 and step // per_epoch in epochs:
+            found[step // per_epoch] = [(_copy(net, own, k), _copy(plain, other, k)) for k in seeds]
+    return found
+
+
+def _leaves(nets: Sequence[nn.Module]) -> dict[str, Tensor]:
+    names = [name for name, _ in nets[0].named_parameters()]
+    state = stacked(nets)
+    return {name: state[name].requires_grad_() for name in names}
+
+
+def _copy(like: Net, own: dict[str, Tensor], number: int) -> Net:
+    """One of the copies as a network of its own, ready to be asked."""
+    net = copy.deepcopy(like)
+    net.load_state_dict({name: values[number].detach() for name, values in own.items()}, strict=False)
+    return net.eval().requires_grad_(False)

@@ -15,7 +15,8 @@ from paperkit import UserError, results, suggest
 from torch import Tensor, nn
 
 from ittt import inputs
-from ittt.baselines import method
+from ittt.baselines import VARIANTS, method
+from ittt.beside import predict
 from ittt.guard import Calibration
 from ittt.inputs import Batch
 from ittt.model import ITTT
@@ -24,7 +25,10 @@ from ittt.settings import Settings
 PAPER = Settings(steps=3, lr=1e-3, rollback=False, measure=False)
 """The paper's method on tables as the spec fixed it (A12), without this package's safeguards."""
 
-GROUPS: dict[str, str] = {}
+GROUPS: dict[str, str] = {
+    "tables": "ittt.tables:tasks",
+    "digits": "ittt.digits:tasks",
+}
 """Tasks of the claims over every task: a group's name -> "module:function", which returns its tasks."""
 
 
@@ -58,28 +62,36 @@ class Task:
     """The level of `Trial.tests` without a shift."""
     shifted: tuple[str, ...]
     """Levels that claims about shifts are made of."""
-    batch: int
-    """Test inputs that are adapted to together."""
+    anchor: tuple[str, ...]
+    """Levels at which the claim about the frozen anchor is judged (spec E2)."""
+    sizes: tuple[int, ...]
+    """Test inputs that are adapted to together: the main number, then others that must not be harmed."""
     settings: Settings = PAPER
     """How the method adapts here (spec A12)."""
+    beside: bool = False
+    """Whether networks of all seeds are adapted side by side (`beside`): small ones, equally many inputs."""
     stand_in: bool = False
 
 
 def tasks(names: Iterable[str] = ()) -> dict[str, Task]:
     """All tasks of `GROUPS` by name, or the named ones (of tasks or groups). Raises for an unknown name."""
-    found: dict[str, Task] = {}
-    for place in GROUPS.values():
+    found: dict[str, tuple[Task, set[str]]] = {}
+    for key, place in GROUPS.items():
         module, _, function = place.partition(":")
-        found |= {task.name: task for task in getattr(importlib.import_module(module), function)()}
-    wanted = list(names) or list(found)
-    for name in wanted:
-        if name not in found and name not in GROUPS:
-            known = [*GROUPS, *found]
-            raise UserError(f"no task {name}{suggest(name, known)}; there are {', '.join(known)}")
-    return {name: task for name, task in found.items() if name in wanted or task.group in wanted}
+        for task in getattr(importlib.import_module(module), function)():
+            found[task.name] = (task, {key, task.group, task.name})
+    wanted, known = set(names), set().union(*(words for _, words in found.values()))
+    if unknown := wanted - known:
+        name = min(unknown)
+        raise UserError(f"no task {name}{suggest(name, known)}; there are {', '.join(sorted(known))}")
+    return {name: task for name, (task, words) in found.items() if not wanted or words & wanted}
 
 
 # ---- running methods ---------------------------------------------------------------------------------------
+
+
+WHOLE = 512
+"""Inputs that are predicted together where nothing is adapted."""
 
 
 @dataclass(frozen=True)
@@ -95,16 +107,30 @@ def ways(settings: Settings, *methods: str) -> dict[str, Way]:
     return {name: Way(name, settings) for name in methods}
 
 
-def measure(task: Task, trial: Trial, way: Way, level: str, size: int = 0) -> float:
-    """Mean error of a method on one level of a trial, in batches of `size` (0: the task's own)."""
-    x, y = trial.tests[level]
-    settings, size = way.settings, size or task.batch
-    if size == 1 and way.method not in ("none", "plain") and settings.norm == "eval":
+def errors(task: Task, trials: Sequence[Trial], way: Way, level: str, size: int = 0) -> list[float]:
+    """Mean error of a method at one level, seed by seed, in batches of `size` (0: the task's main one)."""
+    size = size or task.sizes[0]
+    if not task.beside or way.method not in VARIANTS:
+        return [measure(task, trial, way, level, size) for trial in trials]
+    gate, nets = way.settings.gate, [trial.net for trial in trials]
+    gates = torch.tensor([calibrated(trial).gate(gate) for trial in trials]) if gate else None
+    x = torch.stack([trial.tests[level][0] for trial in trials])
+    found = predict(nets, x, size, replace(way.settings, **VARIANTS[way.method]), gates)
+    labels = (trial.tests[level][1] for trial in trials)
+    return [float(task.error(p, y).mean()) for p, y in zip(found.prediction, labels, strict=True)]
+
+
+def measure(task: Task, trial: Trial, way: Way, level: str, size: int) -> float:
+    """Mean error of a method on one level of one trial, in batches of `size`."""
+    (x, y), settings = trial.tests[level], way.settings
+    if way.method in ("none", "plain"):  # each input by itself, whatever the batch
+        size = max(size, WHOLE)
+    elif size == 1 and settings.norm == "eval":
         # The same as batches of one, side by side.
         settings, size = replace(settings, per="instance"), inputs.size(x)
-    calibration = trial.net.calibrate([trial.clean[0]]) if settings.gate or settings.abstain else None
-    predict = method(way.method, trial.net, settings, plain=trial.plain, calibration=calibration)
-    found = torch.cat([predict(part) for part in batches(x, size)])
+    calibration = calibrated(trial) if settings.gate or settings.abstain else None
+    ask = method(way.method, trial.net, settings, plain=trial.plain, calibration=calibration)
+    found = torch.cat([ask(part) for part in batches(x, size)])
     return float(task.error(found, y).mean())
 
 
@@ -122,7 +148,7 @@ def table(
 ) -> Table:
     """Every method at every level, seed by seed."""
     return {
-        name: {level: [measure(task, trial, way, level, size) for trial in trials] for level in levels}
+        name: {level: errors(task, trials, way, level, size) for level in levels}
         for name, way in rows.items()
     }
 
@@ -136,8 +162,19 @@ def calibrated(trial: Trial) -> Calibration:
 
 
 def relative(after: Sequence[float], before: Sequence[float]) -> list[float]:
-    """Change of an error in per cent of what it was, seed by seed; negative where it fell."""
-    return [100 * (a - b) / b if b else 100 * float(a > 0) for a, b in zip(after, before, strict=True)]
+    """Change of an error in per cent of its mean before, seed by seed; negative where it fell."""
+    mean = sum(before) / len(before)
+    if not mean:
+        raise UserError("an error that was 0 for every seed has no relative change")
+    return [100 * (a - b) / mean for a, b in zip(after, before, strict=True)]
+
+
+def change(task: Task, after: Sequence[float], before: Sequence[float], base: Sequence[float]) -> list[float]:
+    """Difference of two errors: in points where errors are in per cent, else in per cent of `base`'s mean."""
+    if task.unit == "%":
+        return [a - b for a, b in zip(after, before, strict=True)]
+    mean = sum(base) / len(base)
+    return [100 * (a - b) / mean for a, b in zip(after, before, strict=True)]
 
 
 def pooled(parts: Sequence[Sequence[float]]) -> list[float]:

@@ -16,9 +16,12 @@ from paperkit import UserError, reproduction
 
 from ittt.config import ReproduceConfig
 
-CLAIMS: dict[str, str] = {}
+CLAIMS: dict[str, str] = {
+    "anchor-matters": "ittt.across:anchor_matters",
+    "tables": "ittt.tables:claim",
+}
 """Result file -> "module:function"; imported when it is run."""
-SEEDS: dict[str, int] = {}
+SEEDS: dict[str, int] = {"anchor-matters": 20, "tables": 20}
 """How many seeds a claim takes unless the command says otherwise; five where it is not listed."""
 
 
