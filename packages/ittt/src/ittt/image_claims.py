@@ -43,6 +43,11 @@ def auc(scores: Float[Tensor, " n"], positive: Bool[Tensor, " n"]) -> float:
     return float(above.mean())
 
 
+def pearson(pairs: np.ndarray) -> float:
+    """Correlation of the two columns; 0 where one never varies."""
+    return float(np.corrcoef(pairs.T)[0, 1]) if np.ptp(pairs, axis=0).all() else 0.0
+
+
 def gap_predicts_error(seeds: int) -> dict[str, Any]:
     """AUC of the gap for being wrong, its growth with noise, its correlation with accuracy over cells."""
     sets = at_hand(SETS)
@@ -101,11 +106,11 @@ def gap_predicts_error(seeds: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@torch.no_grad()
 def _seen(name: str, norm: str, seed: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """(gaps, which predictions are wrong) of the network as it was trained."""
     net = network(name, norm, seed)
-    return net.gap(x), images.wrong(net(x), y) > 0
+    with torch.no_grad():
+        return net.gap(x), images.wrong(net(x), y) > 0
 
 
 def _levels(name: str, norm: str, seed: int) -> dict[str, list[float]]:
@@ -126,7 +131,7 @@ def _cells(name: str, norm: str, seed: int) -> dict[str, float]:
         for severity in CELL_SEVERITIES:
             gaps, wrong = _seen(name, norm, seed, _corrupted(name, corruption, severity), y)
             pairs.append((float(gaps.mean()), 1 - float(wrong.float().mean())))
-    return {"r": float(np.corrcoef(np.array(pairs).T)[0, 1])}
+    return {"r": pearson(np.array(pairs))}
 
 
 @cache

@@ -28,6 +28,7 @@ PAPER = Settings(steps=3, lr=1e-3, rollback=False, measure=False)
 GROUPS: dict[str, str] = {
     "tables": "ittt.tables:tasks",
     "digits": "ittt.digits:tasks",
+    "images": "ittt.image_tasks:tasks",
 }
 """Tasks of the claims over every task: a group's name -> "module:function", which returns its tasks."""
 
