@@ -102,6 +102,28 @@ def test_anchor_matters_has_a_verdict_for_every_group_and_level():
     assert record["statistic"] == min(fact["t"] for fact in record["details"]["groups"].values())
 
 
+def test_no_harm_bounds_every_task_at_every_batch_size():
+    fields = across.no_harm(2, ["diabetes, 1 epochs", "digits mlp"])
+    record = record_of("no-harm", fields)
+    bounds = record["details"]["upper_ends"]
+    assert list(bounds) == [
+        "diabetes, 1 epochs, batch 51", "diabetes, 1 epochs, batch 8",
+        "digits mlp, batch 64", "digits mlp, batch 8",
+    ]  # fmt: skip
+    assert record["statistic"] == 1 - max(bounds.values())
+    kept = record["details"]["share_of_the_gain_kept"]["the paper's method"]
+    assert set(kept["tasks"].values()) <= {1.0}
+
+
+def test_controls_have_a_verdict_for_every_group():
+    record = record_of("controls", across.controls(2, ["diabetes, 1 epochs", "digits mlp"]))
+    assert list(record["details"]["groups"]) == [
+        "tables, 1 epochs, against shuffled", "tables, 1 epochs, against random",
+        "digits mlp, against shuffled", "digits mlp, against random",
+    ]  # fmt: skip
+    assert record["holds"] == (record["statistic"] >= 2)
+
+
 # ---- the command
 
 

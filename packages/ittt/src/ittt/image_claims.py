@@ -17,6 +17,7 @@ from ittt import images
 from ittt.baselines import method
 from ittt.corruptions import NAMES, corrupt
 from ittt.image_tasks import NORMS, at_hand, network, noisy, recipe
+from ittt.method import gap_of_distributions
 from ittt.protocol import facts, pooled
 from ittt.settings import Settings
 
@@ -32,6 +33,16 @@ SETS = ("digits", "mnist", "fashionmnist")
 CELL_SETS, CELL_SEVERITIES, CELL_IMAGES = ("mnist", "fashionmnist"), (1, 3, 5), 500
 """Corruption by severity: the correlation of a cell's mean gap with its accuracy. Digits of 8 pixels have
 no room for corruptions meant for 32."""
+
+
+WHY = (
+    "Where half of the predictions are wrong the network is as sure of these as of others, and feeding them "
+    "back moves little. Two more ways were tried on the same networks: the gap as a difference of "
+    "probabilities (l1-prob) raises most AUCs by 0.01 to 0.09, group norm raises those of clean images and "
+    "lowers those at strong noise. The network's own confidence, without any second application, is the "
+    "better score in nearly every cell (means_by_noise_level)."
+)
+"""What a first run of this claim, and the ways tried after it, have shown."""
 
 
 def auc(scores: Float[Tensor, " n"], positive: Bool[Tensor, " n"]) -> float:
@@ -56,19 +67,20 @@ def gap_predicts_error(seeds: int) -> dict[str, Any]:
         (name, norm): [_cells(name, norm, s) for s in range(seeds)]
         for name in sets if name in CELL_SETS for norm in ("none", "batch")
     }  # fmt: skip
-    passed, asked = 0, 0
+    asked: dict[str, bool] = {}
     for name in sets:
         rows = found[name, "none"]
-        for level in range(len(LEVELS)):
-            told = facts([row["auc"][level] for row in rows])
-            passed += told["mean"] > 0.7 and told["mean"] - TIMES * told["se"] > 0.5
-        rising = sum(row["gap"] == sorted(row["gap"]) for row in rows)
-        passed += rising >= 0.8 * seeds
-        asked += len(LEVELS) + 1
+        for i, level in enumerate(LEVELS):
+            told = facts([row["auc of js"][i] for row in rows])
+            asked[f"{name}: AUC at noise {level:g}"] = (
+                told["mean"] > 0.7 and told["mean"] - TIMES * told["se"] > 0.5
+            )
+        asked[f"{name}: gap rises with noise"] = sum(map(_rises, rows)) >= 0.8 * seeds
         if (name, "none") in cells:
-            passed += facts([row["r"] for row in cells[name, "none"]])["mean"] < -0.5
-            asked += 1
-    first = [[row["auc"][level] for row in found[name, "none"]] for name in sets for level in range(4)]
+            correlation = facts([row["r"] for row in cells[name, "none"]])["mean"]
+            asked[f"{name}: gap falls with accuracy over cells"] = correlation < -0.5
+    missed = [condition for condition, holds in asked.items() if not holds]
+    first = [[row["auc of js"][level] for row in found[name, "none"]] for name in sets for level in range(4)]
     return {
         "claim": "Without a label, the gap between f(x, 0) and f(x, f(x, 0)) tells which predictions are "
         "wrong, grows with the shift, and falls with accuracy over corruptions",
@@ -76,24 +88,25 @@ def gap_predicts_error(seeds: int) -> dict[str, Any]:
         "data": "; ".join(images.load(recipe(name, "none", 0)).name for name in sets),
         "metric": "auc_gap_for_wrong", "unit": "1", "better": "higher", "ours": pooled(first),
         "arms": {
-            f"{name}, {norm}, noise {level:g}": [row["auc"][i] for row in rows]
+            f"{name}, {norm}, noise {level:g}": [row["auc of js"][i] for row in rows]
             for (name, norm), rows in found.items() for i, level in enumerate(LEVELS)
         },
         "criterion": "networks without a norm, each data set: AUC > 0.7 and its mean - 2.776 standard errors "
         "> 0.5 at each of four noise levels; mean gap rising over the levels in 4 of 5 seeds; Pearson r of "
         "gap and accuracy over 45 cells (MNIST, Fashion-MNIST) < -0.5 (conditions that hold, of all)",
-        "statistic": passed, "threshold": asked,
+        "statistic": len(asked) - len(missed), "threshold": len(asked),
+        "explanation": f"Not met: {'; '.join(missed)}. {WHY}" if missed else "",
         "details": {
             "noise_levels": list(LEVELS),
-            "error_and_gap": {
+            "means_by_noise_level": {
                 f"{name}, {norm}": {
                     key: [round(float(v), 4) for v in np.mean([row[key] for row in rows], axis=0)]
-                    for key in ("auc", "error", "gap")
+                    for key in rows[0]
                 }
                 for (name, norm), rows in found.items()
             },
             "rising_seeds": {
-                f"{name}, {norm}": sum(row["gap"] == sorted(row["gap"]) for row in rows)
+                f"{name}, {norm}": sum(map(_rises, rows))
                 for (name, norm), rows in found.items()
             },
             "r_gap_accuracy_over_cells": {
@@ -106,21 +119,31 @@ def gap_predicts_error(seeds: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _seen(name: str, norm: str, seed: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """(gaps, which predictions are wrong) of the network as it was trained."""
+def _seen(name: str, norm: str, seed: int, x: Tensor, y: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """(scores of each image, which predictions are wrong) of the network as it was trained."""
     net = network(name, norm, seed)
     with torch.no_grad():
-        return net.gap(x), images.wrong(net(x), y) > 0
+        first = net(x)
+        second = net(x, net.from_output(first)).log_softmax(1)
+    logs = first.log_softmax(1)
+    scores = {kind: gap_of_distributions(logs, second, kind) for kind in ("js", "kl", "l1-prob")}
+    return scores | {"1 - confidence": 1 - logs.exp().amax(1)}, images.wrong(first, y) > 0
+
+
+def _rises(row: dict[str, list[float]]) -> bool:
+    """Whether the mean gap grows at every level."""
+    return row["gap"] == sorted(row["gap"])
 
 
 def _levels(name: str, norm: str, seed: int) -> dict[str, list[float]]:
     pictures = images.load(recipe(name, norm, seed))
-    row: dict[str, list[float]] = {"auc": [], "error": [], "gap": []}
+    row: dict[str, list[float]] = {}
     for level in LEVELS:
-        gaps, wrong = _seen(name, norm, seed, noisy(pictures, level, seed), pictures.y_test)
-        row["auc"].append(auc(gaps, wrong))
-        row["error"].append(100 * float(wrong.float().mean()))
-        row["gap"].append(float(gaps.mean()))
+        scores, wrong = _seen(name, norm, seed, noisy(pictures, level, seed), pictures.y_test)
+        told = {f"auc of {kind}": auc(values, wrong) for kind, values in scores.items()}
+        told |= {"error": 100 * float(wrong.float().mean()), "gap": float(scores["js"].mean())}
+        for key, value in told.items():
+            row.setdefault(key, []).append(value)
     return row
 
 
@@ -129,8 +152,8 @@ def _cells(name: str, norm: str, seed: int) -> dict[str, float]:
     pairs = []
     for corruption in NAMES:
         for severity in CELL_SEVERITIES:
-            gaps, wrong = _seen(name, norm, seed, _corrupted(name, corruption, severity), y)
-            pairs.append((float(gaps.mean()), 1 - float(wrong.float().mean())))
+            scores, wrong = _seen(name, norm, seed, _corrupted(name, corruption, severity), y)
+            pairs.append((float(scores["js"].mean()), 1 - float(wrong.float().mean())))
     return {"r": pearson(np.array(pairs))}
 
 

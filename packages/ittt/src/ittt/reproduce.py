@@ -19,12 +19,16 @@ from ittt.config import ReproduceConfig
 CLAIMS: dict[str, str] = {
     "anchor-matters": "ittt.across:anchor_matters",
     "tables": "ittt.tables:claim",
+    "no-harm": "ittt.across:no_harm",
+    "controls": "ittt.across:controls",
     "gap-predicts-error": "ittt.image_claims:gap_predicts_error",
     "images": "ittt.image_claims:images_claim",
     "official-mnist": "ittt.official:claim",
 }
 """Result file -> "module:function"; imported when it is run."""
-SEEDS: dict[str, int] = {"anchor-matters": 20, "tables": 20, "official-mnist": 8}
+SEEDS: dict[str, int] = {
+    "anchor-matters": 20, "tables": 20, "no-harm": 20, "controls": 20, "official-mnist": 8,
+}  # fmt: skip
 """How many seeds a claim takes unless the command says otherwise; five where it is not listed."""
 
 
