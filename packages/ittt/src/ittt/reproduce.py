@@ -24,10 +24,12 @@ CLAIMS: dict[str, str] = {
     "gap-predicts-error": "ittt.image_claims:gap_predicts_error",
     "images": "ittt.image_claims:images_claim",
     "official-mnist": "ittt.official:claim",
+    "retrofit": "ittt.retrofit:claim",
 }
 """Result file -> "module:function"; imported when it is run."""
 SEEDS: dict[str, int] = {
     "anchor-matters": 20, "tables": 20, "no-harm": 20, "controls": 20, "official-mnist": 8,
+    "retrofit": 3,
 }  # fmt: skip
 """How many seeds a claim takes unless the command says otherwise; five where it is not listed."""
 
