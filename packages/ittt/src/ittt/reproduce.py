@@ -25,11 +25,13 @@ CLAIMS: dict[str, str] = {
     "images": "ittt.image_claims:images_claim",
     "official-mnist": "ittt.official:claim",
     "retrofit": "ittt.retrofit:claim",
+    "faces": "ittt.faces:claim",
 }
 """Result file -> "module:function"; imported when it is run."""
 SEEDS: dict[str, int] = {
     "anchor-matters": 20, "tables": 20, "no-harm": 20, "controls": 20, "official-mnist": 8,
     "retrofit": 3,
+    "faces": 3,
 }  # fmt: skip
 """How many seeds a claim takes unless the command says otherwise; five where it is not listed."""
 
