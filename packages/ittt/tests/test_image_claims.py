@@ -223,3 +223,11 @@ def test_rows_of_the_notebook_are_all_there(monkeypatch):
         "notebook, all", "notebook, not adapted, all", "not adapted, uniform signal, all",
     }  # fmt: skip
     assert set(official.CORRECTIONS) | set(official.ON_EQ2) < set(found["clean"])
+
+
+@pytest.mark.parametrize("name", ["anchor-matters-images", "no-harm-images", "controls-images"])
+def test_claims_over_every_task_take_images(tiny, monkeypatch, name):
+    monkeypatch.setattr(image_tasks, "at_hand", lambda names: ["mnist"])
+    record = valid(name, reproduce.function(reproduce.CLAIMS[name])(2))
+    assert any("mnist no norm" in arm for arm in record["arms"])
+    assert not any("digits" in arm for arm in record["arms"])

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from paperkit import UserError, reproduction
 from torch import Tensor
 
-from ittt import images
+from ittt import across, images
 from ittt.baselines import method
 from ittt.corruptions import NAMES, corrupt
 from ittt.image_tasks import NORMS, at_hand, network, noisy, recipe
@@ -292,3 +292,21 @@ def images_claim(seeds: int) -> dict[str, Any]:
             "one step; networks of 20,000 weights trained on 10,000 images",
         },
     }  # fmt: skip
+
+
+# ---- the claims over every task, on images (E2, spec 10.3 and 10.6) ----------------------------------------
+
+
+def anchor_matters(seeds: int) -> dict[str, Any]:
+    """`across.anchor_matters` on MNIST and CIFAR-10."""
+    return across.anchor_matters(seeds, ["images"])
+
+
+def no_harm(seeds: int) -> dict[str, Any]:
+    """`across.no_harm` on MNIST and CIFAR-10."""
+    return across.no_harm(seeds, ["images"])
+
+
+def controls(seeds: int) -> dict[str, Any]:
+    """`across.controls` on MNIST and CIFAR-10."""
+    return across.controls(seeds, ["images"])

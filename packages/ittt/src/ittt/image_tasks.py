@@ -77,6 +77,8 @@ def _opens(name: str) -> bool:
 # ---- tasks -------------------------------------------------------------------------------------------------
 
 
+SHOWN = 512
+"""Test images of the claims over every task."""
 SEEDS = 5
 """At most so many networks of a task: claims over every task have more seeds for tables."""
 
@@ -92,7 +94,7 @@ def noise_task(data: str, norm: str) -> Task:
     pictures, levels = images.load(recipe(data, norm, 0)), tuple(f"{level:g}" for level in NOISE[data])
     named = {"none": "no norm", "group": "group norm", "batch": "batch norm"}[norm]
     return Task(
-        name=f"{data} {named}", group=f"{data} {named}", data=f"{pictures.name}, {SEEDS} seeds at most",
+        name=f"{data} {named}", group=f"{data} {named}", data=f"{pictures.name} ({SHOWN} shown)",
         trials=partial(trials, data, norm), error=points, unit="%", clean="0", shifted=levels, anchor=levels,
         sizes=(64,), settings=PAPER, stand_in=pictures.stand_in,
     )  # fmt: skip
@@ -106,8 +108,9 @@ def trials(data: str, norm: str, seeds: int) -> list[Trial]:
 @cache
 def trial(data: str, norm: str, seed: int) -> Trial:
     pictures = images.load(recipe(data, norm, seed))
-    tests = {"0": (pictures.x_test, pictures.y_test)} | {
-        f"{level:g}": (noisy(pictures, level, seed), pictures.y_test) for level in NOISE[data]
+    y = pictures.y_test[:SHOWN]
+    tests = {"0": (pictures.x_test[:SHOWN], y)} | {
+        f"{level:g}": (noisy(pictures, level, seed)[:SHOWN], y) for level in NOISE[data]
     }
     return Trial(network(data, norm, seed), None, (pictures.x_clean, pictures.y_clean), tests)
 
