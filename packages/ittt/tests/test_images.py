@@ -195,3 +195,26 @@ def test_bad_flags_get_one_line(words, said, capsys):
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+# ---- adapt
+
+
+def test_a_folder_of_images_is_adapted_to(run, capsys):
+    from paperkit.images import write
+
+    pictures = images.load(SMOKE)
+    for i in range(5):
+        write(
+            Path(f"faulty/{i}.png"), pictures.x_test[i].repeat_interleave(2, 1).repeat_interleave(2, 2), 0, 1
+        )
+    words = ["adapt", "faulty", "--run", str(run), "--adapt.norm", "batch", "--batch", "4"]
+    assert main([*words, "--out", "found.json"]) == 0
+    assert "5 images" in capsys.readouterr().out
+    rows = json.loads(Path("found.json").read_text())
+    assert [row["image"] for row in rows] == [f"{i}.png" for i in range(5)]
+    assert all(row["prediction"] in "0123456789" and 0.1 <= row["probability"] <= 1 for row in rows)
+    Path("empty").mkdir()
+    for where, said in (("nowhere", "is no folder"), ("empty", "no image")):
+        assert main(["adapt", where, "--run", str(run)]) == 2
+        assert said in capsys.readouterr().err

@@ -26,7 +26,7 @@ PAPER = Paper(
             describe="ittt.train:describe",
         ),
         "adapt": Verb(
-            "A file of rows: predictions adapted to it, gaps, and what adaptation did.",
+            "A file of rows or a folder of images: adapted predictions, gaps, and what adaptation did.",
             "ittt.verbs:adapt_rows",
             config.AdaptConfig,
         ),

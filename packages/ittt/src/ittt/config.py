@@ -116,7 +116,8 @@ class AdaptConfig:
     """A file of rows → predictions, gaps and what adaptation did, row by row."""
 
     rows: Positional[str]
-    """CSV of the table's feature columns in their own units; a first line of names is taken as such."""
+    """CSV of the table's feature columns in their own units; a first line of names is taken as such. With a
+    run on images: a folder of image files."""
     run: str = "latest"
     """Run folder of a trained network, or latest."""
     out: str = "adapted.csv"
@@ -124,7 +125,7 @@ class AdaptConfig:
     missing: Literal["refuse", "mean"] = "refuse"
     """Empty cells: refuse them, or fill in the training mean."""
     batch: int = 0
-    """Rows that are adapted to together; 0 = all."""
+    """Rows or images that are adapted to together; 0 = all."""
     adapt: Settings = field(default_factory=lambda: Settings(steps=3, abstain=0.1))
     """How."""
 
