@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from ittt import ITTT, Settings, image_claims, image_tasks, images, official, protocol, reproduce
+from ittt.baselines import method
 from ittt.image_claims import auc, corrupted_mean, ways_of
 from ittt.image_config import ImageConfig
 from ittt.official import PROPER, Net, Replay, adapt
@@ -116,6 +117,28 @@ def test_images_is_a_record(tiny, monkeypatch):
     }
     with pytest.raises(UserError, match="at most 2"):
         image_claims.image_errors("mnist", "none", 2)
+
+
+def test_stored_statistics_are_those_of_what_predicts(tiny, monkeypatch):
+    net = image_tasks.network("mnist", "batch", 0)
+    kept = {name: value.clone() for name, value in net.state_dict().items()}
+    own, x = image_claims.restated("mnist", 0), images.load(image_tasks.recipe("mnist", "batch", 0)).x
+    assert all(torch.equal(value, kept[name]) for name, value in net.state_dict().items())
+    first = own.model[1](own.model[0](x))  # what the first norm sees of all training images at once
+    assert torch.allclose(own.model[2].running_mean, first.mean((0, 2, 3)), atol=1e-5)
+    assert torch.allclose(own.model[2].running_var, first.var((0, 2, 3)), rtol=1e-4)
+    assert not own.training
+    with torch.no_grad():
+        assert torch.allclose(own(x), method("bn", net, Settings())(x), atol=1e-2)
+    monkeypatch.setattr(image_claims, "NAMES", ("contrast",))
+    monkeypatch.setattr(image_claims, "SEVERITIES", (5,))
+    record = valid("images-statistics", image_claims.images_statistics(2))
+    assert set(record["arms"]) == {
+        f"{name}, {row} {size}"
+        for name in ("mnist", "fashionmnist")
+        for row in ("stored in training", "none", "bn", "it3-bn")
+        for size in (32, 128)
+    }
 
 
 def test_mean_over_corruptions(monkeypatch):

@@ -23,6 +23,7 @@ CLAIMS: dict[str, str] = {
     "controls": "ittt.across:controls",
     "gap-predicts-error": "ittt.image_claims:gap_predicts_error",
     "images": "ittt.image_claims:images_claim",
+    "images-statistics": "ittt.image_claims:images_statistics",
     "anchor-matters-images": "ittt.image_claims:anchor_matters",
     "no-harm-images": "ittt.image_claims:no_harm",
     "controls-images": "ittt.image_claims:controls",

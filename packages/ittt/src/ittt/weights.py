@@ -75,6 +75,26 @@ def batch_statistics(*nets: nn.Module) -> Iterator[None]:
             layer.running_mean, layer.running_var = mean, var
 
 
+@torch.no_grad()
+def restate(net: nn.Module, batches: Sequence[Tensor]) -> None:
+    """Replace the stored statistics of batch norm by the mean over `batches` of what net(x) sees.
+
+    Training by Eq. 2 in two passes stores a mixture of f(x, y) and f(x, 0); an `ITTT` called on x alone
+    stores those of f(x, 0), which is what predicts.
+    """
+    layers = [module for module in net.modules() if isinstance(module, _BatchNorm)]
+    kept = [(layer.training, layer.momentum) for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.train()
+        layer.momentum = None  # a plain mean over the batches
+    for x in batches:
+        net(x)
+    for layer, (training, momentum) in zip(layers, kept, strict=True):
+        layer.train(training)
+        layer.momentum = momentum
+
+
 def has_batch_norm(net: nn.Module) -> bool:
     """Whether a layer of it is batch norm."""
     return any(isinstance(module, _BatchNorm) for module in net.modules())
