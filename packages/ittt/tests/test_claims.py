@@ -124,6 +124,27 @@ def test_controls_have_a_verdict_for_every_group():
     assert record["holds"] == (record["statistic"] >= 2)
 
 
+def test_presence_compares_both_forms_at_both_lengths():
+    record = record_of("presence", tables.presence(2, ["diabetes"]))
+    assert record["statistic"] == min(lead["t"] for lead in record["details"]["differences"].values())
+    assert set(record["details"]["copying"]) == {
+        f"{form}, {epochs} epochs" for form in tables.FORMS for epochs in (1, 2)
+    }
+
+
+def test_copying_is_the_slope_over_the_signal():
+    trial = tables.trials("diabetes", 2)[1][0]
+
+    class Copies:
+        def __call__(self, x, signal=None):
+            return 0.25 * signal + x[:, :1] if signal is not None else x[:, :1]
+
+        def from_output(self, output):
+            return output
+
+    assert tables.copying(replace(trial, net=Copies())) == pytest.approx(0.25, rel=1e-4)
+
+
 # ---- the command
 
 
