@@ -36,6 +36,7 @@ PAPER = Paper(
             "ittt.reproduce:reproduce",
             config.ReproduceConfig,
         ),
+        "bench": Verb("Time benchmarks again and write their files.", "ittt.bench:bench", config.BenchConfig),
         "report": Verb(
             "One self-contained HTML page about a run.", "ittt.verbs:write_report", config.ReportConfig
         ),

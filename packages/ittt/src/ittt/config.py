@@ -183,3 +183,25 @@ class ReproduceConfig:
             raise UserError("--seeds 1 gives no standard error: take two or more")
         if not self.ids:
             raise UserError("name a result file, or all")
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Benchmarks, timed again."""
+
+    id: Positional[str] = "all"
+    """torch-ttt, loop, cost, or all."""
+    cases: tuple[str, ...] = ()
+    """Only these of its cases."""
+    repeats: int = 50
+    """Timed rounds of each side, in turns."""
+    threads: int = 1
+    """Threads of the CPU."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    out: str = ""
+    """Folder for the JSON; by default the package's results folder."""
+
+    def __post_init__(self):
+        at_least(5, repeats=self.repeats)
+        at_least(1, threads=self.threads)
