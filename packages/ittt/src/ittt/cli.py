@@ -37,6 +37,11 @@ PAPER = Paper(
             config.ReproduceConfig,
         ),
         "bench": Verb("Time benchmarks again and write their files.", "ittt.bench:bench", config.BenchConfig),
+        "picture": Verb(
+            "Heat maps of steps and rates, from the result file sensitivity.",
+            "ittt.sensitivity:picture",
+            config.PictureConfig,
+        ),
         "report": Verb(
             "One self-contained HTML page about a run.", "ittt.verbs:write_report", config.ReportConfig
         ),

@@ -205,3 +205,15 @@ class BenchConfig:
     def __post_init__(self):
         at_least(5, repeats=self.repeats)
         at_least(1, threads=self.threads)
+
+
+@dataclass(frozen=True)
+class PictureConfig:
+    """The heat maps of the result file sensitivity."""
+
+    out: str = "sensitivity.svg"
+    """SVG file to write."""
+
+    def __post_init__(self):
+        if not self.out.endswith(".svg"):
+            raise UserError(f"--out {self.out} must end in .svg")

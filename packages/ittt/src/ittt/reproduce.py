@@ -19,12 +19,17 @@ from ittt.config import ReproduceConfig
 CLAIMS: dict[str, str] = {
     "anchor-matters": "ittt.across:anchor_matters",
     "tables": "ittt.tables:claim",
+    "online": "ittt.online:online",
+    "sensitivity": "ittt.sensitivity:sensitivity",
     "presence": "ittt.tables:presence",
     "no-harm": "ittt.across:no_harm",
     "controls": "ittt.across:controls",
 }
 """Result file -> "module:function"; imported when it is run."""
-SEEDS: dict[str, int] = {"anchor-matters": 20, "tables": 20, "presence": 10, "no-harm": 20, "controls": 20}
+SEEDS: dict[str, int] = {
+    "anchor-matters": 20, "tables": 20, "no-harm": 20, "controls": 20,
+    "online": 10, "sensitivity": 10, "presence": 10,
+}  # fmt: skip
 """How many seeds a claim takes unless the command says otherwise; five where it is not listed."""
 
 
