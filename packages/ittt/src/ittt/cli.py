@@ -37,6 +37,11 @@ PAPER = Paper(
             config.ReproduceConfig,
         ),
         "bench": Verb("Time benchmarks again and write their files.", "ittt.bench:bench", config.BenchConfig),
+        "audit": Verb(
+            "A published notebook's setting beside the corrected one, one difference at a time.",
+            "ittt.audit:audit",
+            config.AuditConfig,
+        ),
         "picture": Verb(
             "Heat maps of steps and rates, from the result file sensitivity.",
             "ittt.sensitivity:picture",

@@ -217,3 +217,20 @@ class PictureConfig:
     def __post_init__(self):
         if not self.out.endswith(".svg"):
             raise UserError(f"--out {self.out} must end in .svg")
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """A published notebook's setting beside the corrected one."""
+
+    notebook: Positional[Literal["boston", "mnist"]] = "boston"
+    """boston (seconds) or mnist (minutes per seed; MNIST by file)."""
+    data: str = "bostonHousing"
+    """Table of the first: bostonHousing by file, or another one, such as diabetes, which is always there."""
+    seeds: int = 5
+    """How many seeds, 0, 1, …"""
+    out: str = ""
+    """JSON file to write; by default audit-<notebook>.json here."""
+
+    def __post_init__(self):
+        at_least(2, seeds=self.seeds)
