@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from ittt import across, digits, protocol, reproduce, tables
+from ittt import ITTT, across, digits, protocol, reproduce, tables
 from ittt.cli import main
 from ittt.protocol import PAPER, Way, change, errors, facts, pooled, relative
 from paperkit import UserError, results
@@ -134,15 +134,10 @@ def test_presence_compares_both_forms_at_both_lengths():
 
 def test_copying_is_the_slope_over_the_signal():
     trial = tables.trials("diabetes", 2)[1][0]
-
-    class Copies:
-        def __call__(self, x, signal=None):
-            return 0.25 * signal + x[:, :1] if signal is not None else x[:, :1]
-
-        def from_output(self, output):
-            return output
-
-    assert tables.copying(replace(trial, net=Copies())) == pytest.approx(0.25, rel=1e-4)
+    columns = trial.clean[0].shape[1]
+    net = ITTT(torch.nn.Linear(columns + 1, 1), "concat", presence=False)
+    torch.nn.init.constant_(net.model.weight, 0.25)
+    assert tables.copying(replace(trial, net=net)) == pytest.approx(0.25, rel=1e-4)
 
 
 # ---- the command
