@@ -179,7 +179,7 @@ def train(
     own, other = (_leaves(nets) for nets in zip(*pairs, strict=True))
     optimiser = torch.optim.Adam([*own.values(), *other.values()], lr, fused=True)
     copies, per_epoch, found = range(len(pairs)), x.shape[1] // batch, {}
-    rows = torch.arange(len(pairs))[:, None]
+    rows, order = torch.arange(len(pairs))[:, None], torch.empty(0, dtype=torch.long)
     for step in range(max(epochs) * per_epoch):
         if step % per_epoch == 0:  # an epoch's order at once: a seed's is made anew when others came between
             order = torch.stack(

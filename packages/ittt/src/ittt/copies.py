@@ -106,7 +106,7 @@ class Shared(Copies):
         net.requires_grad_(False)
         self.leaves = [own[name].requires_grad_() for name in names]
         self.whole = gathered(self.leaves)
-        self.gradients = [whole.grad for whole in self.whole]
+        self.gradients = [whole.grad for whole in self.whole if whole.grad is not None]
         self.trained = [whole.detach().clone() for whole in self.whole]
         self.views = [leaf.detach()[None] for leaf in self.leaves]
         self.origin = [trained[name] for name in names]
