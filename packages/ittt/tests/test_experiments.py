@@ -20,6 +20,7 @@ def short(monkeypatch):
     for module in (tables, online, sensitivity):
         monkeypatch.setattr(module, "EPOCHS", (1, 2))
     monkeypatch.setattr(audit, "EPOCHS", 1)
+    monkeypatch.setattr(audit, "BATCHES", (8,))
     tables.trials.cache_clear()
 
 
