@@ -16,6 +16,7 @@ from ittt.method import (
     project,
 )
 from ittt.task import Binary, Classes, Regression
+from ittt.weights import gathered
 from torch.nn import functional as F
 
 P, Q = [0.7, 0.2, 0.1], [0.1, 0.6, 0.3]
