@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from ittt import across, digits, protocol, reproduce, tables
+from ittt import ITTT, across, digits, protocol, reproduce, tables
 from ittt.cli import main
 from ittt.protocol import PAPER, Way, change, errors, facts, pooled, relative
 from paperkit import UserError, results
@@ -122,6 +122,22 @@ def test_controls_have_a_verdict_for_every_group():
         "digits mlp, against shuffled", "digits mlp, against random",
     ]  # fmt: skip
     assert record["holds"] == (record["statistic"] >= 2)
+
+
+def test_presence_compares_both_forms_at_both_lengths():
+    record = record_of("presence", tables.presence(2, ["diabetes"]))
+    assert record["statistic"] == min(lead["t"] for lead in record["details"]["differences"].values())
+    assert set(record["details"]["copying"]) == {
+        f"{form}, {epochs} epochs" for form in tables.FORMS for epochs in (1, 2)
+    }
+
+
+def test_copying_is_the_slope_over_the_signal():
+    trial = tables.trials("diabetes", 2)[1][0]
+    columns = trial.clean[0].shape[1]
+    net = ITTT(torch.nn.Linear(columns + 1, 1), "concat", presence=False)
+    torch.nn.init.constant_(net.model.weight, 0.25)
+    assert tables.copying(replace(trial, net=net)) == pytest.approx(0.25, rel=1e-4)
 
 
 # ---- the command

@@ -8,7 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ittt.protocol import Table, Task, Trial, Way, change, facts, pooled, relative, table, tasks, ways
+from ittt.protocol import (
+    HISTORY,
+    Table,
+    Task,
+    Trial,
+    Way,
+    change,
+    facts,
+    pooled,
+    relative,
+    table,
+    tasks,
+    ways,
+)
 
 
 def by_group(chosen: Mapping[str, Task]) -> dict[str, list[Task]]:
@@ -52,7 +65,8 @@ def anchor_matters(seeds: int, names: Sequence[str] = ()) -> dict[str, Any]:
         "stand_in": False,
         "explanation": f"Below three standard errors: {'; '.join(missed)}." if missed else "",
         "details": {
-            "groups": verdicts, "tasks": single, "tasks_where_unfrozen_is_better_by_2_se": opposite,
+            "history": HISTORY, "groups": verdicts, "tasks": single,
+            "tasks_where_unfrozen_is_better_by_2_se": opposite,
             "errors": {
                 name: {
                     method: {level: sum(v) / len(v) for level, v in by_level.items()}

@@ -146,16 +146,18 @@ def adapt(
         found, reached = Pass(found.prediction, found.gaps.detach()), loss.detach()
 
         # 2. A step after which the gap did not fall is taken back, and the copy rests.
-        if after is not None and settings.early_stop:
+        before = before or found
+        if settings.early_stop and after is not None:
             better = active & (reached < best)
             copies.restore(active & ~better, previous)
             taken -= (active & ~better).long()
             active = better
-        before = before or found
-        after = found if after is None else found.where(_of_samples(active, found.gaps), after)
-        best = torch.where(active, reached, best)
-        if last or not bool(active.any()):
-            copies.optimiser.zero_grad(set_to_none=True)
+            found = found.where(_of_samples(active, found.gaps), after)
+        after = found
+        if settings.early_stop:
+            best = torch.where(active, reached, best)
+        if last or (settings.early_stop and not bool(active.any())):
+            copies.clear()
             break
 
         # 3. The next step.
@@ -193,7 +195,7 @@ def _advance(
         copies.scramble(previous, settings.seed, step, tags)
     if settings.trust:
         method.project(copies.views, copies.origin, settings.trust * copies.length())
-    if not bool(active.all()):
+    if settings.early_stop:
         copies.restore(~active, previous)
     method.follow(copies.anchor_views, copies.views, settings.decay)
     return previous

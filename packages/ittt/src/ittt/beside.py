@@ -168,21 +168,24 @@ def train(
     epochs: Sequence[int],
     batch: int = 32,
     lr: float = 1e-3,
+    first: int = 0,
 ) -> dict[int, list[Pair]]:
-    """Train networks of the seeds 0, 1, … and their twins, each on its own rows, as `ittt train` trains one.
+    """Train networks of the seeds first, first + 1, … and their twins, each on its own rows.
 
-    Adam treats each weight on its own, so that copies side by side are what they would be one by one. Returns
-    the pairs as they stood after each number of `epochs`.
+    As `ittt train` trains one: Adam treats each weight on its own, so that copies side by side are what they
+    would be one by one. Returns the pairs as they stood after each number of `epochs`.
     """
     net, plain = pairs[0]
     own, other = (_leaves(nets) for nets in zip(*pairs, strict=True))
     optimiser = torch.optim.Adam([*own.values(), *other.values()], lr, fused=True)
-    seeds, per_epoch, found = range(len(pairs)), x.shape[1] // batch, {}
-    rows = torch.arange(len(pairs))[:, None]
-    for step in range(1, max(epochs) * per_epoch + 1):
-        chosen_ = torch.stack(
-            [torch.from_numpy(batch_indices(x.shape[1], batch, seed, step - 1)) for seed in seeds]
-        )
+    copies, per_epoch, found = range(len(pairs)), x.shape[1] // batch, {}
+    rows, order = torch.arange(len(pairs))[:, None], torch.empty(0, dtype=torch.long)
+    for step in range(max(epochs) * per_epoch):
+        if step % per_epoch == 0:  # an epoch's order at once: a seed's is made anew when others came between
+            order = torch.stack(
+                [_order(x.shape[1], batch, first + k, step // per_epoch, per_epoch) for k in copies]
+            )
+        chosen_ = order[:, step % per_epoch]
         part, labels = x[rows, chosen_], y[rows, chosen_]
         signal = net.from_target(labels.flatten(0, 1)).unflatten(0, labels.shape[:2])
         optimiser.zero_grad(set_to_none=True)
@@ -192,9 +195,15 @@ def train(
         ]
         (torch.stack(losses).sum() * len(pairs)).backward()  # so that each copy has its own mean
         optimiser.step()
-        if step % per_epoch == 0 and step // per_epoch in epochs:
-            found[step // per_epoch] = [(_copy(net, own, k), _copy(plain, other, k)) for k in seeds]
+        if (step + 1) % per_epoch == 0 and (step + 1) // per_epoch in epochs:
+            found[(step + 1) // per_epoch] = [(_copy(net, own, k), _copy(plain, other, k)) for k in copies]
     return found
+
+
+def _order(n: int, batch: int, seed: int, epoch: int, per_epoch: int) -> Int64[Tensor, "steps b"]:
+    """The rows of every step of an epoch."""
+    steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
+    return torch.stack([torch.from_numpy(batch_indices(n, batch, seed, step)) for step in steps])
 
 
 def _leaves(nets: Sequence[nn.Module]) -> dict[str, Tensor]:

@@ -40,6 +40,17 @@ PAPER = Paper(
             "ittt.reproduce:reproduce",
             config.ReproduceConfig,
         ),
+        "bench": Verb("Time benchmarks again and write their files.", "ittt.bench:bench", config.BenchConfig),
+        "audit": Verb(
+            "A published notebook's setting beside the corrected one, one difference at a time.",
+            "ittt.audit:audit",
+            config.AuditConfig,
+        ),
+        "picture": Verb(
+            "Heat maps of steps and rates, from the result file sensitivity.",
+            "ittt.sensitivity:picture",
+            config.PictureConfig,
+        ),
         "report": Verb(
             "One self-contained HTML page about a run.", "ittt.verbs:write_report", config.ReportConfig
         ),

@@ -5,6 +5,7 @@ Always there, and small enough for twenty seeds in a minute or two. Used by the 
 
 from dataclasses import replace
 from functools import cache, partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -16,7 +17,7 @@ from ittt.beside import Pair, train
 from ittt.inject import extra_inputs
 from ittt.model import ITTT
 from ittt.networks import Perceptron
-from ittt.protocol import PAPER, Task, Trial
+from ittt.protocol import FIRST, PAPER, PRESENCE, Task, Trial
 
 CLASSES, SIGMAS = 10, (0.0, 0.5, 1.0)
 """Noise in standard deviations of the pixels: none, and two levels at which most digits can be told."""
@@ -63,25 +64,27 @@ def wrong(logits: Float[Tensor, "b k"], labels: Int64[Tensor, " b"]) -> Float[Te
 
 @cache
 def trials(name: str, seeds: int) -> list[Trial]:
-    """Networks of the seeds 0, 1, …, each trained on a part of its own, and the test images under noise."""
-    parts = [rows(seed, flat=name.endswith("mlp")) for seed in range(seeds)]
+    """Networks of so many seeds, each trained on a part of its own, and the test images under noise."""
+    used = range(FIRST, FIRST + seeds)
+    parts = [rows(seed, flat=name.endswith("mlp")) for seed in used]
     x, y = (torch.stack([part[key] for part in parts]) for key in ("x", "y"))
-    nets = train([build(name, seed) for seed in range(seeds)], x, y, (EPOCHS,), BATCH)[EPOCHS]
+    nets = train([build(name, seed) for seed in used], x, y, (EPOCHS,), BATCH, first=FIRST)[EPOCHS]
     return [
         Trial(net, plain, (part["x_clean"], part["y_clean"]), noisy(part["x_test"], part["y_test"], seed))
-        for seed, (part, (net, plain)) in enumerate(zip(parts, nets, strict=True))
+        for seed, part, (net, plain) in zip(used, parts, nets, strict=True)
     ]
 
 
 def build(name: str, seed: int) -> Pair:
     """A network and its plain twin at step 0."""
-    wide = extra_inputs(CLASSES)
+    wide = extra_inputs(CLASSES, PRESENCE)
+    words: dict[str, Any] = {"outputs": CLASSES, "task": "classes", "presence": PRESENCE}
     rng.seed_everything(seed)
     if name.endswith("mlp"):
-        net = ITTT(Perceptron(64 + wide, (128, 64), CLASSES), "concat", outputs=CLASSES, task="classes")
+        net = ITTT(Perceptron(64 + wide, (128, 64), CLASSES), "concat", **words)
         rng.seed_everything(seed, "plain")
         return net, Perceptron(64, (128, 64), CLASSES)
-    net = ITTT(Convs(1 + wide), "channel", outputs=CLASSES, task="classes")
+    net = ITTT(Convs(1 + wide), "channel", **words)
     rng.seed_everything(seed, "plain")
     return net, Convs(1)
 

@@ -19,6 +19,9 @@ from ittt.config import ReproduceConfig
 CLAIMS: dict[str, str] = {
     "anchor-matters": "ittt.across:anchor_matters",
     "tables": "ittt.tables:claim",
+    "online": "ittt.online:online",
+    "sensitivity": "ittt.sensitivity:sensitivity",
+    "presence": "ittt.tables:presence",
     "no-harm": "ittt.across:no_harm",
     "controls": "ittt.across:controls",
     "gap-predicts-error": "ittt.image_claims:gap_predicts_error",
@@ -33,9 +36,9 @@ CLAIMS: dict[str, str] = {
 }
 """Result file -> "module:function"; imported when it is run."""
 SEEDS: dict[str, int] = {
-    "anchor-matters": 20, "tables": 20, "no-harm": 20, "controls": 20, "official-mnist": 8,
-    "retrofit": 3,
-    "faces": 3,
+    "anchor-matters": 20, "tables": 20, "no-harm": 20, "controls": 20,
+    "online": 10, "sensitivity": 10, "presence": 10,
+    "official-mnist": 8, "retrofit": 3, "faces": 3,
 }  # fmt: skip
 """How many seeds a claim takes unless the command says otherwise; five where it is not listed."""
 
