@@ -7,7 +7,17 @@ import pytest
 import torch
 from ittt import ITTT, Settings
 from ittt.baselines import METHODS, Baseline, method
-from ittt.objectives import Activations, Entropy, Marginal, Reliable, Rotation, captured, entropy, shifted
+from ittt.objectives import (
+    Activations,
+    Agreement,
+    Entropy,
+    Marginal,
+    Reliable,
+    Rotation,
+    captured,
+    entropy,
+    shifted,
+)
 from paperkit import UserError
 from torch import nn
 from torch_ttt.engine.actmad_engine import ActMADEngine
@@ -42,6 +52,21 @@ def test_entropy_by_hand():
     torch.testing.assert_close(entropy(logits), torch.tensor(expected))
     with pytest.raises(UserError, match="two classes"):
         entropy(torch.zeros(3, 1))
+
+
+def test_inner_product_by_hand_and_its_gradient_flows_through_both():
+    net, x = images().eval(), draw(5, 1, 6, 6)
+    first = net(x)
+    second = net(x, first.softmax(1))
+    expected = -sum(float(p @ q) for p, q in zip(first.softmax(1), second.softmax(1), strict=True)) / 5
+    loss = Agreement().loss(net, x)
+    assert float(loss) == pytest.approx(expected, abs=1e-6)
+    (whole,) = torch.autograd.grad(loss, net.model[0].weight)
+    second = net(x, first.detach().softmax(1))
+    part = -(first.detach().softmax(1) * second.softmax(1)).sum(1).mean()
+    assert not torch.allclose(torch.autograd.grad(part, net.model[0].weight)[0], whole)
+    with pytest.raises(UserError, match="needs an ITTT"):
+        Agreement().loss(convs(), x)
 
 
 def test_reliable_keeps_confident_and_new_predictions():

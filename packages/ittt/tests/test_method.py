@@ -16,6 +16,7 @@ from ittt.method import (
     project,
 )
 from ittt.task import Binary, Classes, Regression
+from ittt.weights import gathered
 from torch.nn import functional as F
 
 P, Q = [0.7, 0.2, 0.1], [0.1, 0.6, 0.3]
@@ -133,3 +134,16 @@ def test_mean_of_a_batch_of_some_and_of_each():
     assert mean_of(gaps, None, 1).tolist() == [3.0]
     assert mean_of(gaps, some, 1).tolist() == [3.5]
     assert mean_of(gaps, None, 3).tolist() == [1.0, 2.0, 6.0]
+
+
+def test_gathered_leaves_share_one_memory_with_their_gradients():
+    leaves = [torch.randn(2, 3).requires_grad_(), torch.randn(4).requires_grad_()]
+    leaves.append(torch.randn(2, dtype=torch.float64).requires_grad_())
+    before = [leaf.detach().clone() for leaf in leaves]
+    whole = gathered(leaves)
+    assert [part.shape[0] for part in whole] == [10, 2]
+    assert all(torch.equal(a, b) for a, b in zip(leaves, before, strict=True))
+    sum((leaf.double() ** 2).sum() for leaf in leaves).backward()
+    torch.testing.assert_close(whole[0].grad, 2 * torch.cat([leaf.detach().flatten() for leaf in leaves[:2]]))
+    torch.optim.SGD(whole, 0.5).step()
+    assert all(float(leaf.detach().abs().max()) < 1e-6 for leaf in leaves)

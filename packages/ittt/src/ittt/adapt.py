@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Shaped
 from paperkit import UserError
 from torch import Tensor
 
@@ -102,7 +102,7 @@ def look(
         if not measure and settings.score == "first":
             return Pass(first, torch.full((len(first),), torch.nan).to(first))
         fed = net.from_output(first)
-        y0 = fed.roll(1, 0) if settings.control == "shuffled" else fed
+        y0 = copies.shuffled(fed) if settings.control == "shuffled" else fed
         second = copies.F(x, y0 if settings.through_anchor else y0.detach())
         gaps = net.task.gap(first, second)
         prediction = second if settings.score == "second" else first
@@ -146,16 +146,18 @@ def adapt(
         found, reached = Pass(found.prediction, found.gaps.detach()), loss.detach()
 
         # 2. A step after which the gap did not fall is taken back, and the copy rests.
-        if after is not None and settings.early_stop:
+        before = before or found
+        if settings.early_stop and after is not None:
             better = active & (reached < best)
             copies.restore(active & ~better, previous)
             taken -= (active & ~better).long()
             active = better
-        before = before or found
-        after = found if after is None else found.where(active.expand_as(found.gaps), after)
-        best = torch.where(active, reached, best)
-        if last or not bool(active.any()):
-            copies.optimiser.zero_grad(set_to_none=True)
+            found = found.where(_of_samples(active, found.gaps), after)
+        after = found
+        if settings.early_stop:
+            best = torch.where(active, reached, best)
+        if last or (settings.early_stop and not bool(active.any())):
+            copies.clear()
             break
 
         # 3. The next step.
@@ -172,9 +174,14 @@ def adapt(
         copies.restore(worse, start)
         if carried is not None and bool(worse.any()):
             copies.optimiser.load_state_dict(carried)
-        after, taken = after.where(~worse.expand_as(after.gaps), before), taken * ~worse
-    shared = [part.expand_as(after.gaps) for part in (taken, copies.distance(), worse)]
+        after, taken = after.where(~_of_samples(worse, after.gaps), before), taken * ~worse
+    shared = [_of_samples(part, after.gaps) for part in (taken, copies.distance(), worse)]
     return Trace(before, after, *shared)
+
+
+def _of_samples(values: Shaped[Tensor, " n"], gaps: Float[Tensor, " b"]) -> Shaped[Tensor, " b"]:
+    """What is known of each copy, for each of its samples."""
+    return values.repeat_interleave(len(gaps) // len(values))
 
 
 def _advance(
@@ -187,8 +194,8 @@ def _advance(
     if settings.control == "random":
         copies.scramble(previous, settings.seed, step, tags)
     if settings.trust:
-        method.project(copies.views, copies.origin, settings.trust * method.norm(copies.origin))
-    if not bool(active.all()):
+        method.project(copies.views, copies.origin, settings.trust * copies.length())
+    if settings.early_stop:
         copies.restore(~active, previous)
     method.follow(copies.anchor_views, copies.views, settings.decay)
     return previous

@@ -16,15 +16,24 @@ from ittt import inputs
 from ittt.guard import Calibration
 from ittt.inputs import Batch
 from ittt.model import ITTT
-from ittt.objectives import Activations, Augment, Entropy, Marginal, Objective, Reliable, Rotation
+from ittt.objectives import Activations, Agreement, Augment, Entropy, Marginal, Objective, Reliable, Rotation
 from ittt.settings import Settings
 from ittt.weights import batch_statistics, chosen, copy_into, forget, has_batch_norm, optimiser_of
 
 Predict = Callable[[Batch], Tensor]
 METHODS = (
-    "none", "plain", "bn", "tent", "eta", "memo", "actmad", "rotation",
+    "none", "plain", "bn", "tent", "eta", "inner-product", "memo", "actmad", "rotation",
     "it3", "it3-bn", "un-frozen", "shuffled", "random",
 )  # fmt: skip
+
+VARIANTS: dict[str, dict[str, str]] = {
+    "it3": {},
+    "it3-bn": {"norm": "batch"},
+    "un-frozen": {"anchor": "none"},
+    "shuffled": {"control": "shuffled"},
+    "random": {"control": "random"},
+}
+"""The paper's method and its variants: what they change in its settings."""
 
 
 class Baseline:
@@ -106,13 +115,14 @@ def method(
     """One of `METHODS` on a trained network, with the steps, lr and optimiser of `settings`.
 
     plain: the twin that was trained without the signal, as it is. bn: the batch's statistics alone. tent,
-    eta: entropy through the norms' affine weights under the batch's statistics. memo: instances, with
-    `augment`. actmad: needs `clean` batches. rotation: needs the head that was trained with the network.
+    eta: entropy through the norms' affine weights under the batch's statistics. inner-product: torch-ttt's
+    example of IT3 for classes, all weights, under the batch's statistics. memo: instances, with `augment`.
+    actmad: needs `clean` batches. rotation: needs the head that was trained with the network.
     it3: as `settings` say; it3-bn: the same under the batch's statistics; un-frozen: F is f itself (Eq. 5);
     shuffled, random: the controls. A gate and abstention need the `calibration`. Raises `UserError` for an
     unknown name and for a part that is missing.
     """
-    if name in ("it3", "it3-bn", "un-frozen", "shuffled", "random"):
+    if name in VARIANTS:
         return _it3(name, net, settings, calibration)
     own = Settings(
         steps=settings.steps, lr=settings.lr, optimiser=settings.optimiser, reset=settings.reset,
@@ -125,6 +135,8 @@ def method(
         return Baseline(net, None, replace(own, norm="batch"))
     if name in ("tent", "eta"):
         return Baseline(net, Entropy() if name == "tent" else Reliable(), norms)
+    if name == "inner-product":
+        return Baseline(net, Agreement(), replace(norms, parameters="all"))
     if name == "memo":
         return Baseline(net, Marginal(_given(augment, name, "augment")), replace(own, per="instance"))
     if name == "actmad":
@@ -137,14 +149,7 @@ def method(
 
 def _it3(name: str, net: ITTT, settings: Settings, calibration: Calibration | None) -> Predict:
     """The paper's method and its variants."""
-    changes: dict[str, dict[str, str]] = {
-        "it3": {},
-        "it3-bn": {"norm": "batch"},
-        "un-frozen": {"anchor": "none"},
-        "shuffled": {"control": "shuffled"},
-        "random": {"control": "random"},
-    }
-    adapter = net.adapter(replace(settings, **changes[name]), calibration)
+    adapter = net.adapter(replace(settings, **VARIANTS[name]), calibration)
     return lambda x: adapter(x).prediction
 
 

@@ -116,7 +116,8 @@ class AdaptConfig:
     """A file of rows → predictions, gaps and what adaptation did, row by row."""
 
     rows: Positional[str]
-    """CSV of the table's feature columns in their own units; a first line of names is taken as such."""
+    """CSV of the table's feature columns in their own units; a first line of names is taken as such. With a
+    run on images: a folder of image files."""
     run: str = "latest"
     """Run folder of a trained network, or latest."""
     out: str = "adapted.csv"
@@ -124,7 +125,7 @@ class AdaptConfig:
     missing: Literal["refuse", "mean"] = "refuse"
     """Empty cells: refuse them, or fill in the training mean."""
     batch: int = 0
-    """Rows that are adapted to together; 0 = all."""
+    """Rows or images that are adapted to together; 0 = all."""
     adapt: Settings = field(default_factory=lambda: Settings(steps=3, abstain=0.1))
     """How."""
 
@@ -164,3 +165,73 @@ class ReportConfig:
 
     run: str = "latest"
     """Run folder, or latest."""
+
+
+@dataclass(frozen=True)
+class ReproduceConfig:
+    """Claims of the README, run again."""
+
+    ids: Positional[tuple[str, ...]] = ("all",)
+    """Result files to write, or all."""
+    seeds: int = 0
+    """How many seeds, 0, 1, …; 0 = as many as the claim's own protocol says."""
+    out: str = ""
+    """Folder for the JSON; by default the package's results folder."""
+
+    def __post_init__(self):
+        at_least(0, seeds=self.seeds)
+        if self.seeds == 1:
+            raise UserError("--seeds 1 gives no standard error: take two or more")
+        if not self.ids:
+            raise UserError("name a result file, or all")
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Benchmarks, timed again."""
+
+    id: Positional[str] = "all"
+    """torch-ttt, loop, cost, or all."""
+    cases: tuple[str, ...] = ()
+    """Only these of its cases."""
+    repeats: int = 50
+    """Timed rounds of each side, in turns."""
+    threads: int = 1
+    """Threads of the CPU."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    out: str = ""
+    """Folder for the JSON; by default the package's results folder."""
+
+    def __post_init__(self):
+        at_least(5, repeats=self.repeats)
+        at_least(1, threads=self.threads)
+
+
+@dataclass(frozen=True)
+class PictureConfig:
+    """The heat maps of the result file sensitivity."""
+
+    out: str = "sensitivity.svg"
+    """SVG file to write."""
+
+    def __post_init__(self):
+        if not self.out.endswith(".svg"):
+            raise UserError(f"--out {self.out} must end in .svg")
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """A published notebook's setting beside the corrected one."""
+
+    notebook: Positional[Literal["boston", "mnist"]] = "boston"
+    """boston (seconds) or mnist (minutes per seed; MNIST by file)."""
+    data: str = "bostonHousing"
+    """Table of the first: bostonHousing by file, or another one, such as diabetes, which is always there."""
+    seeds: int = 5
+    """How many seeds, 0, 1, …"""
+    out: str = ""
+    """JSON file to write; by default audit-<notebook>.json here."""
+
+    def __post_init__(self):
+        at_least(2, seeds=self.seeds)

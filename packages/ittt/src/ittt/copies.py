@@ -17,7 +17,7 @@ from ittt import method
 from ittt.inputs import Batch, each
 from ittt.model import ITTT
 from ittt.settings import Settings
-from ittt.weights import batch_statistics, copy_into, forget, optimiser_of
+from ittt.weights import batch_statistics, copy_into, forget, gathered, optimiser_of
 
 
 class Copies:
@@ -67,6 +67,10 @@ class Copies:
     def step(self) -> None:
         """One optimiser step on the gradients that stand in the leaves; they are cleared."""
         self.optimiser.step()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the gradients."""
         self.optimiser.zero_grad(set_to_none=True)
 
     @torch.no_grad()
@@ -77,6 +81,14 @@ class Copies:
             noise = torch.stack([rng.normal(shape, seed, step, f"{tag} {name}") for tag in tags]).to(view)
             length = (view - old).flatten(1).norm(dim=1) / noise.flatten(1).norm(dim=1)
             view.copy_(old + noise * length.view(-1, *[1] * len(shape)))
+
+    def shuffled(self, signal: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+        """Each sample's signal given to another one of its batch."""
+        return signal.roll(1, 0)
+
+    def length(self) -> float | Float[Tensor, " n"]:
+        """|Theta|."""
+        return method.norm(self.origin)
 
     def distance(self) -> Float[Tensor, " n"]:
         """How far each copy is from Theta."""
@@ -93,12 +105,15 @@ class Shared(Copies):
         own, trained, moving = (dict(each.named_parameters()) for each in (net, source, anchor))
         net.requires_grad_(False)
         self.leaves = [own[name].requires_grad_() for name in names]
+        self.whole = gathered(self.leaves)
+        self.gradients = [whole.grad for whole in self.whole if whole.grad is not None]
+        self.trained = [whole.detach().clone() for whole in self.whole]
         self.views = [leaf.detach()[None] for leaf in self.leaves]
         self.origin = [trained[name] for name in names]
         follows = anchor is not net and anchor is not source
         self.anchor_views = [moving[name].detach()[None] for name in names] if follows else []
         self.buffers = list(net.buffers()), list(source.buffers())
-        self.optimiser = optimiser_of(self.leaves, settings)
+        self.optimiser = optimiser_of(self.whole, settings)
 
     def f(self, x: Batch, signal: Tensor | None = None) -> Tensor:
         return self.net(x, signal)
@@ -111,9 +126,17 @@ class Shared(Copies):
             return batch_statistics(self.net, self.anchor)
         return contextlib.nullcontext()
 
+    @torch.no_grad()
+    def clear(self) -> None:
+        torch._foreach_zero_(self.gradients)
+
+    @torch.no_grad()
+    def distance(self) -> Float[Tensor, " n"]:
+        return method.distance([whole[None] for whole in self.whole], self.trained)
+
     def reset(self, keep_state: bool) -> None:
         """Back to Theta, buffers too; the optimiser forgets its moments unless they are kept."""
-        copy_into(self.leaves, self.origin)
+        copy_into(self.whole, self.trained)
         copy_into([view[0] for view in self.anchor_views], self.origin)
         copy_into(*self.buffers)
         if not keep_state:

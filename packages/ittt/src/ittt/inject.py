@@ -124,13 +124,17 @@ class Branch(Injection):
         if not isinstance(model, nn.Sequential) or not any(part is target for part in parts):
             return super().resumed(model, x)
         place = next(i for i, part in enumerate(parts) if part is target)
+        values, h = inputs.main_tensor(x, self.key), x
         with torch.no_grad():
-            h = target.layer(model[:place](x))
-        values = inputs.main_tensor(x, self.key)
+            for part in (*parts[:place], target.layer):
+                h = part(h)
 
         def rest(signal: Float[Tensor, "b k ..."]) -> Tensor:
             signal = as_map(signal, values) if self.mapped else signal
-            return model[place + 1 :](target.with_signal(h, signal))
+            out = target.with_signal(h, signal)
+            for part in parts[place + 1 :]:
+                out = part(out)
+            return out
 
         return rest
 

@@ -90,12 +90,12 @@ def norm(source: Sequence[Tensor]) -> float:
 
 
 @torch.no_grad()
-def project(views: Sequence[Tensor], source: Sequence[Tensor], radius: float) -> None:
+def project(views: Sequence[Tensor], source: Sequence[Tensor], radius: float | Float[Tensor, " n"]) -> None:
     """Bring each copy that is further than `radius` from Theta back onto the sphere around it, in place."""
     share = (radius / distance(views, source).clamp_min(torch.finfo(source[0].dtype).tiny)).clamp_max(1)
     for view, origin in zip(views, source, strict=True):
-        moved = origin + (view - origin) * share.view(-1, *[1] * origin.ndim)
-        view.copy_(torch.where((share < 1).view(-1, *[1] * origin.ndim), moved, view))
+        wide = share.view(-1, *[1] * (view.ndim - 1))
+        view.copy_(torch.where(wide < 1, origin + (view - origin) * wide, view))
 
 
 # ---- calibration on clean inputs ---------------------------------------------------------------------------
@@ -121,7 +121,8 @@ def conformal(gaps: Float[Tensor, " n"], share: float) -> float:
 
 
 def mean_of(gaps: Float[Tensor, " b"], weight: Bool[Tensor, " b"] | None, copies: int) -> Float[Tensor, " n"]:
-    """The loss of each copy: the mean gap of its samples (Eq. 6); `copies` is 1, or one for each sample."""
-    if copies > 1 or weight is None:
+    """The loss of each copy: the mean gap of its samples (Eq. 6), or of those that `weight` names."""
+    if weight is None:
         return gaps.view(copies, -1).mean(1)
-    return ((gaps * weight).sum() / weight.sum().clamp_min(1)).view(1)
+    each = weight.view(copies, -1)
+    return (gaps.view(copies, -1) * each).sum(1) / each.sum(1).clamp_min(1)

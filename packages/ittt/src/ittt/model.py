@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from paperkit import UserError
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ittt import inputs
 from ittt.guard import Calibration
@@ -113,17 +114,15 @@ class ITTT(nn.Module):
     ) -> Float[Tensor, "b ..."]:
         """The signal channels (b, outputs + presence, ...): neutral where no label is `known`."""
         if signal is None:
-            signal = self.neutral.expand(inputs.size(x), -1)
-            return self._with_bit(signal, torch.zeros_like(signal[:, :1]))
+            neutral = F.pad(self.neutral, (0, 1)) if self.presence else self.neutral
+            return neutral.expand(inputs.size(x), -1)
         signal = signal.to(self.neutral)
-        bit = torch.ones_like(signal[:, :1])
-        if known is not None:
-            place = known.view(-1, *[1] * (signal.ndim - 1))
-            neutral = self.neutral.view(1, -1, *[1] * (signal.ndim - 2))
-            signal, bit = torch.where(place, signal, neutral), bit * place
-        return self._with_bit(signal, bit)
-
-    def _with_bit(self, signal: Tensor, bit: Tensor) -> Tensor:
+        if known is None:
+            return F.pad(signal, (*[0, 0] * (signal.ndim - 2), 0, 1), value=1.0) if self.presence else signal
+        place = known.view(-1, *[1] * (signal.ndim - 1))
+        neutral = self.neutral.view(1, -1, *[1] * (signal.ndim - 2))
+        bit = torch.ones_like(signal[:, :1]) * place
+        signal = torch.where(place, signal, neutral)
         return torch.cat([signal, bit], 1) if self.presence else signal
 
     # ---- training, Eq. 2

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ittt.inputs import Batch
+from ittt.model import ITTT
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """A random version of every input of a batch."""
@@ -38,6 +39,25 @@ class Entropy:
 
     def loss(self, net: nn.Module, x: Batch) -> Float[Tensor, ""] | None:
         return entropy(net(x)).mean()
+
+    def restart(self) -> None:
+        """Forget earlier batches."""
+
+
+class Agreement:
+    """The negative inner product of y0 and y1 as probabilities: torch-ttt's MNIST example of IT3.
+
+    Both applications are those of the network that moves. Confident agreement minimises it, so that it is
+    akin to an entropy. `net` must be an `ITTT` of classes.
+    """
+
+    def loss(self, net: nn.Module, x: Batch) -> Float[Tensor, ""] | None:
+        if not isinstance(net, ITTT):
+            raise UserError("the inner product feeds predictions back: it needs an ITTT")
+        first = net(x)
+        entropy(first)  # refuses what are no classes
+        second = net(x, net.from_output(first))
+        return -(first.softmax(1) * second.softmax(1)).sum(1).mean()
 
     def restart(self) -> None:
         """Forget earlier batches."""
@@ -173,7 +193,7 @@ class Rotation(nn.Module):
         """Forget earlier batches."""
 
 
-Objective = Entropy | Reliable | Marginal | Activations | Rotation
+Objective = Entropy | Agreement | Reliable | Marginal | Activations | Rotation
 
 
 def shifted(x: Float[Tensor, "b c h w"], draw: torch.Generator) -> Float[Tensor, "b c h w"]:

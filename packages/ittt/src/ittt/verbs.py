@@ -12,11 +12,14 @@ from paperkit.run import atomic, find
 from torch import Tensor
 
 from ittt.config import AdaptConfig, ReportConfig
+from ittt.image_verbs import adapt_images, is_image_run
 from ittt.train import SUBTITLE, TITLE, calibrated, load
 
 
 def adapt_rows(config: AdaptConfig) -> Path:
-    """`ittt adapt`: adapt to the rows of a file and write what came of each."""
+    """`ittt adapt`: adapt to the rows of a file, or the images of a folder, and write what came of each."""
+    if is_image_run(config.run):
+        return _write(Path(config.out), adapt_images(config), "images")
     trained = load(config.run)
     names, rows = read_rows(Path(config.rows))
     x = standardised(rows, names, trained.scale.x_mean, trained.scale.x_std, config)
@@ -30,10 +33,14 @@ def adapt_rows(config: AdaptConfig) -> Path:
         )
         for facts, prediction, without in zip(found.rows(), predictions, before, strict=True):
             written.append({"row": len(written), "prediction": prediction, "before": without, **facts})
-    path = Path(config.out)
+    return _write(Path(config.out), written, "rows")
+
+
+def _write(path: Path, written: list[dict[str, Any]], what: str) -> Path:
+    """Write the rows and say what they are."""
     write_rows(path, written)
     refused, undone = (sum(row[name] for row in written) for name in ("abstain", "rolled_back"))
-    print(f"{path}: {len(written)} rows, {refused} better not trusted, {undone} rolled back")
+    print(f"{path}: {len(written)} {what}, {refused} better not trusted, {undone} rolled back")
     return path
 
 

@@ -44,6 +44,28 @@ def chosen(net: nn.Module, settings: Settings) -> list[str]:
     return names
 
 
+@torch.no_grad()
+def gathered(leaves: Sequence[Tensor]) -> list[Tensor]:
+    """Move leaves, and gradients for them, into one tensor for each dtype and device; returns these.
+
+    The leaves stay what they are, as parts of it: an optimiser of the whole takes one call where it took one
+    for each, which for small networks is most of its time. A gradient is cleared in place, not set to None.
+    """
+    groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for leaf in leaves:
+        groups.setdefault((leaf.dtype, leaf.device), []).append(leaf)
+    found = []
+    for group in groups.values():
+        whole = torch.cat([leaf.detach().flatten() for leaf in group]).requires_grad_()
+        whole.grad = torch.zeros_like(whole)
+        sizes = [leaf.numel() for leaf in group]
+        parts = zip(group, whole.detach().split(sizes), whole.grad.split(sizes), strict=True)
+        for leaf, values, gradient in parts:
+            leaf.data, leaf.grad = values.view_as(leaf), gradient.view_as(leaf)
+        found.append(whole)
+    return found
+
+
 def optimiser_of(leaves: Sequence[Tensor], settings: Settings) -> torch.optim.Optimizer:
     """Adam, SGD, or SGD with momentum 0.9."""
     fused = leaves[0].device.type in ("cpu", "cuda") and all(leaf.is_floating_point() for leaf in leaves)
@@ -73,6 +95,26 @@ def batch_statistics(*nets: nn.Module) -> Iterator[None]:
     finally:
         for layer, mean, var in kept:
             layer.running_mean, layer.running_var = mean, var
+
+
+@torch.no_grad()
+def restate(net: nn.Module, batches: Sequence[Tensor]) -> None:
+    """Replace the stored statistics of batch norm by the mean over `batches` of what net(x) sees.
+
+    Training by Eq. 2 in two passes stores a mixture of f(x, y) and f(x, 0); an `ITTT` called on x alone
+    stores those of f(x, 0), which is what predicts.
+    """
+    layers = [module for module in net.modules() if isinstance(module, _BatchNorm)]
+    kept = [(layer.training, layer.momentum) for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.train()
+        layer.momentum = None  # a plain mean over the batches
+    for x in batches:
+        net(x)
+    for layer, (training, momentum) in zip(layers, kept, strict=True):
+        layer.train(training)
+        layer.momentum = momentum
 
 
 def has_batch_norm(net: nn.Module) -> bool:

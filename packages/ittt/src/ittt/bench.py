@@ -1,0 +1,234 @@
+"""`ittt bench <id>`: time and memory of adaptation, each side in turns with the other (spec 9).
+
+id         cases              against
+torch-ttt  mlp, conv          the IT3 engine of torch-ttt: same layers, steps, batch and learning rate
+loop       stacked, rank-one  one instance after another, by our own loop
+cost       mlp, conv          a plain forward pass of the same network (the paper's Tables 2 to 5)
+
+Aims stand here and were fixed before anything was timed.
+"""
+
+import importlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from paperkit import UserError, reproduction, results
+from paperkit.device import choose
+from torch import Tensor, nn
+
+from ittt.config import BenchConfig
+from ittt.inject import extra_inputs
+from ittt.model import ITTT
+from ittt.networks import Perceptron
+from ittt.settings import Settings
+from ittt.timing import Call, in_turns, median, peak_mib
+
+BARE = Settings(steps=3, lr=1e-3, rollback=False, measure=False)
+"""What torch-ttt does: three steps, and a prediction after them."""
+INSTANCES = 64
+TABLES_2_TO_5 = "inference 4 to 6 times a plain forward pass, memory 7.4 GB against 4.5 GB (Tables 2 to 5)"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison: our call, the other side's, and how many times as fast ours must be."""
+
+    claim: str
+    data: str
+    against: str
+    target: float
+    calls: Callable[[torch.device], dict[str, Call]]
+    """Device -> the calls "ours" and "against", and more that go into the details."""
+
+
+def bench(config: BenchConfig) -> list[Path]:
+    """Run benchmarks and write bench-*.json, one per case; returns the paths."""
+    names, written = reproduction.chosen(config.id, CASES, "benchmark"), []
+    known = [case for name in names for case in CASES[name]]
+    if unknown := [case for case in config.cases if case not in known]:
+        raise UserError(f"no case {unknown[0]} in {config.id}; there are {', '.join(dict.fromkeys(known))}")
+    torch.set_num_threads(config.threads)
+    device = choose(config.device, "fp32").device
+    for name in names:
+        for label, case in CASES[name].items():
+            if not config.cases or label in config.cases:
+                written.append(_run(config, name, label, case, device))
+    return written
+
+
+def _run(config: BenchConfig, name: str, label: str, case: Case, device: torch.device) -> Path:
+    print(f"ittt bench {name} --cases {label}", flush=True)
+    since = time.monotonic()
+    times = in_turns(case.calls(device), config.repeats, device)
+    rest = {side: values for side, values in times.items() if side not in ("ours", "against")}
+    peaks = {side: peak_mib(name, label, side, config) for side in ("ours", "against")}
+    suffix = "" if device.type == "cpu" else f"-{device.type}"
+    words = f"--cases {label} --repeats {config.repeats} --threads {config.threads}"
+    words += f" --device {config.device}" if suffix else ""
+    record = results.benchmark(
+        paper="ittt", id=f"{name}-{label}{suffix}", claim=case.claim, data=case.data,
+        command=f"uv run --package ittt ittt bench {name} {words}", target=case.target,
+        ours=times["ours"], against=(case.against, times["against"]),
+        peak_mib=(peaks["ours"], peaks["against"]), threads=config.threads, device=str(device),
+        wall_s=time.monotonic() - since, details=_details(name, times, rest, peaks),
+        explanation=_why(name, label, case.target, times),
+    )  # fmt: skip
+    path = results.write(config.out or reproduction.folder(__file__), record)
+    print(f"{path}: ratio {record['ratio']:.2f}, target {record['target']:.2f}", flush=True)
+    return path
+
+
+def _details(name: str, times: dict[str, list[float]], rest: Any, peaks: dict[str, float]) -> dict[str, Any]:
+    base = median(times["against"])
+    found: dict[str, Any] = {
+        "median_ms": {side: median(values) for side, values in times.items()},
+        "ratios": {side: base / median(values) for side, values in {"ours": times["ours"], **rest}.items()},
+    }
+    if name == "cost":
+        found["cost"] = {side: 1 / ratio for side, ratio in found["ratios"].items()}
+        found["memory"] = peaks["ours"] / peaks["against"] if peaks["against"] else None
+        found["paper"] = TABLES_2_TO_5
+    return found
+
+
+def _why(name: str, label: str, target: float, times: dict[str, list[float]]) -> str:
+    """What is known where the target is missed."""
+    if median(times["against"]) >= target * median(times["ours"]):
+        return ""
+    if (name, label) == ("torch-ttt", "conv"):
+        return (
+            "Convolutions take the time here. Freezing F saves one of six passes of a step (the weights' "
+            "gradient in F), and what comes before the signal is computed once a batch: no more to save."
+        )
+    return ""
+
+
+# ---- what is timed -----------------------------------------------------------------------------------------
+
+
+def layers(label: str, extra: int = 0) -> nn.Sequential:
+    """The tables' perceptron (mlp), or the digits' conv net (conv), the same weights each time."""
+    torch.manual_seed(0)
+    if label == "mlp":
+        return Perceptron(13 + extra, (30, 20, 10)).layers
+    return nn.Sequential(
+        nn.Conv2d(1 + extra, 16, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(32 * 16, 10),
+    )  # fmt: skip
+
+
+def batch(label: str) -> Tensor:
+    """51 rows of 13 columns, or 64 images of 8x8."""
+    draw = torch.Generator().manual_seed(1)
+    return torch.randn((51, 13) if label == "mlp" else (64, 1, 8, 8), generator=draw)
+
+
+def network(label: str) -> ITTT:
+    """The layers, fed at their input."""
+    outputs, place = (1, "concat") if label == "mlp" else (10, "channel")
+    model = layers(label, extra_inputs(outputs))
+    return ITTT(model, place, outputs=outputs, task="regression" if label == "mlp" else "classes")
+
+
+def torch_ttt(label: str) -> Callable[[torch.device], dict[str, Call]]:
+    """Ours, fed after the first layer as torch-ttt's is, against its engine."""
+
+    def make(device: torch.device) -> dict[str, Call]:
+        try:
+            module = importlib.import_module("torch_ttt.engine.it3_engine")  # not a dependency
+        except ModuleNotFoundError:
+            raise UserError("bench torch-ttt compares with torch-ttt: uv pip install torch-ttt") from None
+        x, outputs = batch(label).to(device), 1 if label == "mlp" else 10
+        words = {"num_steps": BARE.steps, "lr": BARE.lr}
+        engine = module.IT3Engine(layers(label).to(device), "0", optimization_parameters=words)
+        engine.train()
+        engine(x)  # builds its embedding
+        engine.eval()
+        task = "regression" if label == "mlp" else "classes"
+        net = ITTT(layers(label).to(device), "feature", outputs=outputs, task=task, layer="0")
+        ours, guarded = (net.adapter(settings) for settings in (BARE, Settings(steps=3, lr=1e-3)))
+        return {
+            "ours": lambda: ours(x),
+            "against": lambda: engine(x),
+            "with the gap measured and rollback": lambda: guarded(x),
+        }
+
+    return make
+
+
+def loop(kind: str) -> Callable[[torch.device], dict[str, Call]]:
+    """64 instances, one step each: side by side or by the shortcut, against one after another."""
+
+    def make(device: torch.device) -> dict[str, Call]:
+        draw = torch.Generator().manual_seed(1)
+        x = torch.randn((INSTANCES, 13), generator=draw).to(device)
+        net = network("mlp").to(device)
+        base = replace(BARE, steps=1, per="instance")
+        calls = {}
+        for side, method in (("ours", kind), ("against", "loop")):
+            adapter = net.adapter(replace(base, method=method))
+            calls[side] = lambda adapter=adapter: adapter(x)
+        return calls
+
+    return make
+
+
+def cost(label: str) -> Callable[[torch.device], dict[str, Call]]:
+    """One step, and two and three, against a plain forward pass."""
+
+    def make(device: torch.device) -> dict[str, Call]:
+        net, x = network(label).to(device).eval(), batch(label).to(device)
+
+        def plain() -> Tensor:
+            with torch.no_grad():
+                return net(x)
+
+        calls: dict[str, Call] = {"against": plain}
+        for steps, side in ((1, "ours"), (2, "two steps"), (3, "three steps")):
+            adapter = net.adapter(replace(BARE, steps=steps))
+            calls[side] = lambda adapter=adapter: adapter(x)
+        return calls
+
+    return make
+
+
+def _torch_ttt() -> str:
+    try:
+        return f"torch-ttt {version('torch-ttt')}"
+    except PackageNotFoundError:
+        return "torch-ttt"
+
+
+_SIZES = {"mlp": "51 rows, 13 columns, perceptron 30-20-10", "conv": "64 images of 8x8, two convs"}
+CASES: dict[str, dict[str, Case]] = {
+    "torch-ttt": {
+        label: Case(
+            "Three steps on a batch: 1.5 times the samples a second of torch-ttt's engine",
+            f"random; {_SIZES[label]}", _torch_ttt(), 1.5, torch_ttt(label),
+        )
+        for label in ("mlp", "conv")
+    },
+    "loop": {
+        kind: Case(
+            f"{INSTANCES} instances {words}: {target:g} times as fast as one after another",
+            f"random; {INSTANCES} rows of 13 columns, perceptron 30-20-10, one step each",
+            "one instance after another", target, loop(kind),
+        )
+        for kind, words, target in (
+            ("stacked", "side by side", 5.0), ("rank-one", "by the rank-one shortcut", 20.0)
+        )
+    },
+    "cost": {
+        label: Case(
+            "One step costs at most six plain forward passes", f"random; {_SIZES[label]}",
+            "plain forward pass", 1 / 6, cost(label),
+        )
+        for label in ("mlp", "conv")
+    },
+}  # fmt: skip

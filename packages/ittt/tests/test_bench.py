@@ -1,0 +1,56 @@
+"""Benchmarks: both sides compute alike, and the records are whole. No times are asserted."""
+
+import json
+
+import pytest
+import torch
+from ittt import bench, timing
+from ittt.cli import main
+
+CPU = torch.device("cpu")
+
+
+def test_every_case_has_both_sides():
+    for cases in bench.CASES.values():
+        for case in cases.values():
+            calls = case.calls(CPU)
+            assert {"ours", "against"} <= set(calls)
+            for call in calls.values():
+                assert call() is not None
+
+
+@pytest.mark.parametrize("kind", ["stacked", "rank-one"])
+def test_instances_agree_with_the_loop(kind):
+    calls = bench.loop(kind)(CPU)
+    ours, against = calls["ours"](), calls["against"]()
+    close = (ours.prediction - against.prediction).abs() < (1e-5 if kind == "stacked" else 1e-3)
+    assert float(close.float().mean()) > 0.9  # rank-one: Adam's eps is 0, which tiny gradients feel
+
+
+def test_calls_take_turns():
+    told = []
+    times = timing.in_turns({"a": lambda: told.append("a"), "b": lambda: told.append("b")}, 3, CPU)
+    assert [len(values) for values in times.values()] == [3, 3]
+    assert told.count("a") > 3
+
+
+def test_record_is_written_and_peak_is_measured(tmp_path):
+    words = ["bench", "cost", "--cases", "mlp", "--repeats", "5", "--out", str(tmp_path)]
+    assert main(words) == 0
+    record = json.loads((tmp_path / "bench-cost-mlp.json").read_text())
+    assert record["repeats"] == 5
+    assert set(record["details"]["cost"]) == {"ours", "two steps", "three steps"}
+    assert record["peak_mib"]["ours"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["nix"], "no benchmark nix"),
+        (["cost", "--cases", "nix"], "no case nix"),
+        (["--repeats", "2"], "--repeats"),
+    ],
+)
+def test_command_refuses(words, text, capsys):
+    assert main(["bench", *words]) == 2
+    assert text in capsys.readouterr().err
