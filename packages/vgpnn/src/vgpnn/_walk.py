@@ -20,7 +20,17 @@ LANES = 8
 
 U = np.uint64
 ONE, TWO, THREE = (U(factor) for factor in MIX)
-S20, S27, S30, S31, S32, S40, TOP, LOW, WORD = U(20), U(27), U(30), U(31), U(32), U(40), U(1), U(63), U(0xFFFFF)
+S20, S27, S30, S31, S32, S40, TOP, LOW, WORD = (
+    U(20),
+    U(27),
+    U(30),
+    U(31),
+    U(32),
+    U(40),
+    U(1),
+    U(63),
+    U(0xFFFFF),
+)
 
 
 def compiled(function):
@@ -142,7 +152,11 @@ class CompiledWalk(Walk):
         super().__init__(*given)
         lanes = self.patch[2] * self.width
         steps = [
-            [(a * size[1] + b) * size[2] * self.width for a in range(self.patch[0]) for b in range(self.patch[1])]
+            [
+                (a * size[1] + b) * size[2] * self.width
+                for a in range(self.patch[0])
+                for b in range(self.patch[1])
+            ]
             for size in self.sizes
         ]
         spare = torch.zeros(LANES, dtype=self.a.dtype)
@@ -176,9 +190,7 @@ class CompiledWalk(Walk):
 
         def run(start: int, stop: int) -> None:
             done.append(
-                _attempt(
-                    *self._videos, *self._shapes, *words, self.schedule.identity, *arrays, start, stop
-                )
+                _attempt(*self._videos, *self._shapes, *words, self.schedule.identity, *arrays, start, stop)
             )
 
         parallel(self.count, CHUNK, torch.get_num_threads(), run)

@@ -135,7 +135,7 @@ def _median(flat, shape, origin, patch, out, start, stop):
 
     Votes of equal source voxels are counted, not repeated: where the field is smooth only few are left.
     """
-    channels, frames, height, width = out.shape
+    channels, _, height, width = out.shape
     gt, gh, gw = origin.shape
     kt, kh, kw = patch
     most = kt * kh * kw
@@ -207,7 +207,7 @@ def _select(value, count, order, found, middle):
 @compiled
 def _mean(flat, shape, origin, weight, out, start, stop):
     """Rows start .. stop of the weighted mean, as differences from one vote."""
-    channels, frames, height, width = out.shape
+    channels, _, height, width = out.shape
     gt, gh, gw = origin.shape
     kt, kh, kw = weight.shape
     for row in range(start, stop):

@@ -1,7 +1,7 @@
-"""Diverse generation from a single video (arXiv 2109.08591): pyramid, one patch step, the coarse-to-fine pass.
+"""Diverse generation from a single video (arXiv 2109.08591): pyramid, patch step, coarse-to-fine pass.
 
 symbol      meaning                                                                   source
-x_n         source video at level n, 0 (coarsest) .. N (full size), each from x_N     spec 2.2 (the paper: N .. 0)
+x_n         source video at level n, 0 (coarsest) .. N (full size), each from x_N     spec 2.2
 k_n         x_{n-1} enlarged to the size of x_n; k_0 = x_0                            spec 2.4, step 1
 y           output video of the present level                                        spec 2.1
 r_T, r_S    ratio of two levels in time and in space                                  spec 2.2
@@ -83,7 +83,7 @@ class Settings:
             raise UserError("every level needs at least one step")
         if self.least_frames < self.patch[0] or self.least_side < max(self.patch[1:]):
             raise UserError(
-                f"the coarsest level, {self.least_frames} frames of {self.least_side} pixels, does not hold a "
+                f"the coarsest level, {self.least_frames} frames of {self.least_side} pixels, holds no "
                 f"patch of {self.patch}: make it larger or the patch smaller"
             )
 
@@ -368,10 +368,8 @@ def passes(problem: Problem, state: State | None = None, stop: int | None = None
 
 def solve(problem: Problem, state: State | None = None) -> list[Output]:
     """All levels; the outputs of all samples."""
-    for state in passes(problem, state):
-        pass
-    assert state is not None  # a pyramid has a level
-    return outputs(problem, state)
+    *_, last = passes(problem, state)
+    return outputs(problem, last)
 
 
 def outputs(problem: Problem, state: State) -> list[Output]:

@@ -1,7 +1,7 @@
 """Weighted PatchMatch between the space-time patches of two videos, on any device (spec 2.6, 9.2).
 
 One round tries, for every query patch at once: a key drawn at random; the present key with jitter; for the
-six neighbours at a jump along each axis the neighbour's key, moved back by the jump, and the same with jitter.
+six neighbours at a jump along each axis the neighbour's key, moved back by the jump; and these with jitter.
 Candidates are tried one kind after another and accepted in place, so that a match travels several jumps in
 one round and the score of a query never rises. With weights the score is w_j D_ij, w_j = 1 / (alpha + min_i
 D_ij), the minimum being found by the same walk from keys to queries.
@@ -13,7 +13,7 @@ enters, and the torch and numba paths draw the same. `_walk` is the numba path (
 import math
 
 import torch
-from jaxtyping import Bool, Float, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Int64
 from paperkit import UserError
 from paperkit.nearest import Patches
 from torch import Tensor
@@ -228,7 +228,11 @@ class Walk:
         """Sums of squared differences: lanes over the rows of a patch, then the lanes, in one fixed order."""
         lane = torch.arange(lanes, device=one.device)
         steps = [
-            [(a * size[1] + b) * size[2] * self.width for a in range(self.patch[0]) for b in range(self.patch[1])]
+            [
+                (a * size[1] + b) * size[2] * self.width
+                for a in range(self.patch[0])
+                for b in range(self.patch[1])
+            ]
             for size in self.sizes
         ]
         return totals_on(one)(self.a, self.b, one[:, None] + lane, two[:, None] + lane, steps)
@@ -236,7 +240,9 @@ class Walk:
 
 def totals(a: Tensor, b: Tensor, one: Tensor, two: Tensor, steps: list[list[int]]) -> Tensor:
     """Rows of patches, differences squared and added up row by row, then across."""
-    sums = torch.zeros(one.shape, dtype=a.dtype if a.dtype == torch.float64 else torch.float32, device=a.device)
+    sums = torch.zeros(
+        one.shape, dtype=a.dtype if a.dtype == torch.float64 else torch.float32, device=a.device
+    )
     for left, right in zip(*steps, strict=True):
         apart = (a[one + left] - b[two + right]).to(sums.dtype)
         sums = sums + apart * apart

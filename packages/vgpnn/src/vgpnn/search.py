@@ -12,7 +12,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from paperkit import UserError
 from paperkit.nearest import Index, Nearest, Patches
@@ -25,7 +24,7 @@ Window = tuple[int, int, int]
 SLACK = 0.1
 """How far beyond the nearest key the others are known, so that a patch that moves less need no new search."""
 SWITCH = {"cpu": 30_000, "cuda": 60_000, "mps": 15_000}
-"""Most keys for which `auto` searches exactly. cpu: measured by `bench exact`; cuda, mps: spec 9.1, unmeasured."""
+"""Most keys for which `auto` searches exactly. cpu: by `bench exact`; cuda, mps: spec 9.1, not measured."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Schedule:
     draw: Literal["uniform", "window"] = "uniform"
     """The random candidate of a round: any key, or one in a window that halves from round to round."""
     identity: bool = False
-    """Where a neighbour falls outside, the key of the same place is tried, as in the released code; else none."""
+    """Where a neighbour falls outside, the key of the same place is tried, as by the released code."""
 
     def __post_init__(self):
         if len(self.jumps) != len(self.radii) or not self.jumps:
