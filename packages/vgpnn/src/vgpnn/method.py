@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 import torch
-from jaxtyping import Bool, Float, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 from paperkit import UserError, rng
 from paperkit.resize import exact, resize, taps
 from torch import Tensor
@@ -343,7 +343,7 @@ class Output:
     video: Float[Tensor, "c t h w"]
     places: Int64[Tensor, "gt gh gw 3"]
     """(frame, row, column) in the source of each output patch, before the vote."""
-    distance: Float64[Tensor, "gt gh gw"]
+    distance: Float[Tensor, "gt gh gw"]
     """D of each output patch's query and its key in the last search."""
 
 

@@ -52,7 +52,7 @@ class Found:
     """The key of each query patch."""
 
     index: Int64[Tensor, "gt gh gw"]
-    distance: Float64[Tensor, "gt gh gw"] | Float[Tensor, "gt gh gw"]
+    distance: Float[Tensor, "gt gh gw"]
     """D: squared distance, mean over d."""
 
 
