@@ -214,7 +214,10 @@ def _png(frame: Tensor) -> bytes:
 
 
 def _animation(frames: Tensor, rate: Fraction, form: str) -> bytes:
-    """A GIF (a palette per frame, hundredths of a second) or an animated PNG, endless."""
+    """A GIF (a palette per frame, hundredths of a second) or an animated PNG, endless.
+
+    Equal frames in a row become one that is shown longer.
+    """
     pictures = [images.to_pil(frame) for frame in frames]
     buffer = io.BytesIO()
     if len(pictures) == 1:
@@ -222,7 +225,6 @@ def _animation(frames: Tensor, rate: Fraction, form: str) -> bytes:
         return buffer.getvalue()
     if form == "GIF":
         step = max(2, round(100 / rate)) * 10
-        # Each a new colour: Pillow merges equal frames into one long one.
         pictures = [picture.quantize(256, dither=Image.Dither.NONE) for picture in pictures]
         pictures[0].save(
             buffer, form, save_all=True, append_images=pictures[1:], duration=step, loop=0, disposal=1
