@@ -13,9 +13,6 @@ from vgpnn import clips
 from vgpnn.folding import fold, fold_compiled, fold_torch, vote_weights
 from vgpnn.method import (
     Problem,
-    Settings,
-    Source,
-    enlarge_loop,
     finer_field,
     grid_of,
     index_of,
@@ -24,11 +21,9 @@ from vgpnn.method import (
     passes,
     places_of,
     rule_of_thumb,
-    scales,
-    shape_of,
-    shrink,
     solve,
 )
+from vgpnn.pyramid import Settings, Source, enlarge_loop, scales, shape_of, shrink
 from vgpnn.search import Schedule
 from vgpnn.video import to_unit
 

@@ -40,6 +40,18 @@ PAPER = Paper(
             config.FinishConfig,
             runs=True,
         ),
+        "evaluate": Verb(
+            "Figures of a run's outputs against its input.", "vgpnn.evaluate:evaluate", config.EvaluateConfig
+        ),
+        "report": Verb(
+            "One self-contained HTML page of a run.", "vgpnn.evaluate:report", config.ReportConfig
+        ),
+        "reproduce": Verb(
+            "Run a claim of the README again and write its result file.",
+            "vgpnn.reproduce:reproduce",
+            config.ReproduceConfig,
+        ),
+        "bench": Verb("Time and memory of the searches.", "vgpnn.bench:bench", config.BenchConfig),
     },
     absent={
         "train": "there is nothing to train, patches are looked up: uv run --package vgpnn vgpnn generate"

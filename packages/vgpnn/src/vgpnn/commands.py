@@ -16,7 +16,8 @@ from torch import Tensor
 
 from vgpnn import clips, tasks, video
 from vgpnn import config as c
-from vgpnn.method import Problem, State, outputs, shape_of
+from vgpnn.method import Problem, State, outputs
+from vgpnn.pyramid import shape_of
 from vgpnn.session import Session, flags_over, session, settings_of, sheet, unpack
 
 

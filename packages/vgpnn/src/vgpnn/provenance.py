@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from vgpnn.method import Output, Shape
+from vgpnn.method import Output
+from vgpnn.pyramid import Shape
 
 
 def voxel_places(output: Output, loop: bool = False) -> Int64[Tensor, "t h w 3"]:

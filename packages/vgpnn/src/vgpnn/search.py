@@ -23,7 +23,7 @@ Window = tuple[int, int, int]
 
 SLACK = 0.1
 """How far beyond the nearest key the others are known, so that a patch that moves less need no new search."""
-SWITCH = {"cpu": 30_000, "cuda": 60_000, "mps": 15_000}
+SWITCH = {"cpu": 90_000, "cuda": 60_000, "mps": 15_000}
 """Most keys for which `auto` searches exactly. cpu: by `bench exact`; cuda, mps: spec 9.1, not measured."""
 
 

@@ -25,8 +25,9 @@ from torch import Tensor
 
 from vgpnn import clips, video
 from vgpnn.config import Common
-from vgpnn.method import Output, Problem, Settings, Shape, State, passes, shape_of
+from vgpnn.method import Output, Problem, State, passes
 from vgpnn.provenance import colours, same_place, voxel_places
+from vgpnn.pyramid import Settings, Shape, shape_of
 from vgpnn.search import Schedule
 from vgpnn.tasks import Task, settings_for
 from vgpnn.video import Clip, to_frames, to_unit

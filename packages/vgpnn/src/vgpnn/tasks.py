@@ -25,20 +25,8 @@ from paperkit import UserError
 from paperkit.resize import resize
 from torch import Tensor
 
-from vgpnn.method import (
-    Guides,
-    Output,
-    Problem,
-    Settings,
-    Shape,
-    Source,
-    noise,
-    rule_of_thumb,
-    scales,
-    shape_of,
-    shrink,
-    solve,
-)
+from vgpnn.method import Guides, Output, Problem, noise, rule_of_thumb, solve
+from vgpnn.pyramid import Settings, Shape, Source, scales, shape_of, shrink
 from vgpnn.search import Schedule
 from vgpnn.video import to_unit
 
