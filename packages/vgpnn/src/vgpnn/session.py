@@ -209,7 +209,7 @@ def sheet(videos: dict[str, Float[Tensor, "c t h w"]], frames: int = 8) -> Tenso
     height = max(frame.shape[1] for strip in strips.values() for frame in strip)
     width = max(frame.shape[2] for strip in strips.values() for frame in strip)
     padded = {name: [_pad(frame, height, width) for frame in strip] for name, strip in strips.items()}
-    return images.rows(padded, scale=1)
+    return images.rows(padded, scale=2 if width < 100 else 1)
 
 
 def _pad(frame: Tensor, height: int, width: int) -> Tensor:

@@ -248,7 +248,8 @@ def _encode(frames: Tensor, rate: Fraction, suffix: str, quality: int | None) ->
     subsampled = pixels == "yuv420p"
     frames = pad_even(frames) if subsampled else frames
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format=form) as container:
+    # bitexact: no random numbers in the file, the same clip is the same bytes.
+    with av.open(buffer, "w", format=form, options={"fflags": "+bitexact"}) as container:
         stream: Any = container.add_stream(codec, rate=rate.limit_denominator(60_000), options=options)
         stream.height, stream.width, stream.pix_fmt = frames.shape[2], frames.shape[3], pixels
         matrix = _tag(stream, frames.shape[2]) if subsampled else None
