@@ -6,7 +6,7 @@ Used by the command line and as the library. Videos are (3, t, h, w) in [-1, 1],
 task      guess at level 0                     r_T, r_S    coarsest  patch  J    alpha   guides
 generate  x_0 + noise at the output's size     .87, .82    3, 15     3,7,7  5    inf
 loop      the same, time wraps around          .87, .82    3, 15     3,7,7  5    inf
-retarget  level 0 of the resized source        .87, .82    3, 40     3,7,7  5    inf
+retarget  level 0 of the resized source        .87, .82    3, 15-40  3,7,7  5    inf
 inpaint   level 0 of the painted source        .87, .82    by hole   3,7,7  5    inf
 analogy   the content's guide alone            .9,  .9     3, 20     3,5,5  1    0.0044  quantised motion
 sketch    level 0 of the sketch                .78, .78    5, 35     3,5,5  3,1  0.0044
@@ -68,8 +68,14 @@ def unit(video: Shaped[Tensor, "a b h w"]) -> Float[Tensor, "c t h w"]:
 
 
 def settings_for(task: Task, shape: Shape, out: Shape | None = None) -> Settings:
-    """The task's settings; the minimal size of retargeting never above what the clip or the output has."""
+    """The task's settings; minimal sizes never above what the clip or the output has.
+
+    Retargeting keeps the layout by a larger coarsest level: 40 pixels at 360 rows (the released command), in
+    proportion below, at least 15.
+    """
     base = DEFAULTS[task]
+    if task == "retarget":
+        base = replace(base, least_side=min(base.least_side, max(15, round(min(shape[1:]) / 9))))
     sides = [min(shape[1:]), *([min(out[1:])] if out else [])]
     frames = [shape[0], *([out[0]] if out else [])]
     least = max(min(base.least_side, *sides), max(base.patch[1:]))
@@ -274,7 +280,7 @@ def analogies(
     content: Shaped[Tensor, "a b h w"],
     style: Shaped[Tensor, "d e _ _"],
     content_guide: Float[Tensor, "g t h w"],
-    style_guide: Float[Tensor, "g _ _ _"],
+    style_guide: Float[Tensor, "k _ _ _"],
     seed: int = 0,
     weight: float = 1.0,
     until: float = 0.5,
@@ -300,7 +306,7 @@ def analogy(
     content: Shaped[Tensor, "a b h w"],
     style: Shaped[Tensor, "d e _ _"],
     content_guide: Float[Tensor, "g t h w"],
-    style_guide: Float[Tensor, "g _ _ _"],
+    style_guide: Float[Tensor, "k _ _ _"],
     seed: int = 0,
     weight: float = 1.0,
     until: float = 0.5,
