@@ -23,8 +23,13 @@ Window = tuple[int, int, int]
 
 SLACK = 0.1
 """How far beyond the nearest key the others are known, so that a patch that moves less need no new search."""
-SWITCH = {"cpu": 90_000, "cuda": 60_000, "mps": 15_000}
-"""Most keys for which `auto` searches exactly. cpu: by `bench exact`; cuda, mps: spec 9.1, not measured."""
+SWITCH = {"cpu": 12_000, "cuda": 60_000, "mps": 12_000}
+"""Most keys for which `auto` searches exactly; cuda and mps are not measured (spec 9.1).
+
+How long the exact search takes hangs on how near the queries are to their keys: five searches of 28,000 keys
+took 4 s for a sample that finds its patches and about a minute for one that does not (a loop's seam), where
+PatchMatch takes 5 to 10 s for either. Up to here the exact search is the quicker one, or costs seconds.
+"""
 
 
 @dataclass(frozen=True)
