@@ -75,9 +75,9 @@ def test_retargeting_gives_the_shape_and_knows_the_layout():
 
 
 def test_inpainting_leaves_the_outside_and_copies_nothing_of_the_hole():
-    x = clip(5, 14, 18)
-    hole = torch.zeros(5, 14, 18, dtype=torch.bool)
-    hole[1:4, 5:8, 7:10] = True
+    x = clip(5, 14, 32)
+    hole = torch.zeros(5, 14, 32, dtype=torch.bool)
+    hole[1:4, 5:8, 24:27] = True
     painted = torch.where(hole, torch.tensor([1.0, -1.0, 1.0])[:, None, None, None], x)  # not in the clip
     output = tasks.inpaint(painted, hole, settings=TINY)
     assert torch.equal(output.video[:, ~hole], x[:, ~hole])
@@ -85,9 +85,9 @@ def test_inpainting_leaves_the_outside_and_copies_nothing_of_the_hole():
     places = provenance.voxel_places(output)
     assert not bool(hole[places[..., 0], places[..., 1], places[..., 2]].any())
     avoid = torch.zeros_like(hole)
-    avoid[:, :, 12:] = True
+    avoid[:, :, 18:] = True
     kept_out = provenance.voxel_places(tasks.inpaint(painted, hole, avoid=avoid, settings=TINY))
-    assert int(kept_out[..., 2].max()) < 12
+    assert int(kept_out[..., 2].max()) < 18
     for wrong in (torch.zeros_like(hole), torch.ones_like(hole), hole[:4]):
         with pytest.raises(UserError):
             tasks.inpaint(painted, wrong, settings=TINY)
