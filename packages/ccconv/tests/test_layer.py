@@ -1,5 +1,6 @@
 """The layer: exact claims, windows, gradients, compilers and exports, bad input."""
 
+import inspect
 import subprocess
 import sys
 from fractions import Fraction
@@ -7,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from ccconv import CCConv1d, CCConv2d, CCConv3d, exact, resize
+from ccconv import CCConv1d, CCConv2d, CCConv3d, exact, method, resize
 from ccconv.method import BORDERS, bspline, fold, grid
 from paperkit import UserError
 from torch.nn import functional as F
@@ -188,8 +189,9 @@ def test_initial_variance_is_that_of_a_conv(kind):
     torch.testing.assert_close(exact._sampled(layer, 3).std().float(), conv.weight.std(), rtol=0.05, atol=0)
 
 
-def test_inference_follows_the_parameters():
-    layer = CCConv2d(2, 2, 3, path="polyphase").eval()
+@pytest.mark.parametrize("path", ["single", "polyphase", "gather"])
+def test_inference_follows_the_parameters(path):
+    layer = CCConv2d(2, 2, 3, path=path).eval()
     x = torch.randn(1, 2, 6, 6)
     with torch.no_grad():
         before = layer(x, 12)
@@ -290,6 +292,7 @@ def test_bad_layers(arguments, expected):
     [
         ({"size": 0}, "at least 1"),
         ({"size": -3}, "at least 1"),
+        ({"size": True}, "whole numbers"),
         ({"size": (4, 4, 4)}, "entries"),
         ({"scale": 0}, "positive"),
         ({"scale": float("nan")}, "positive"),
@@ -318,6 +321,13 @@ def test_bad_inputs(x, expected):
         unchecked(CCConv2d(2, 2), x)
 
 
+@pytest.mark.parametrize("size", [2.5, (4, 3.0), float("nan")])
+def test_sizes_are_whole_numbers(size):
+    """Beyond the annotations, which would refuse these first under pytest."""
+    with pytest.raises(UserError, match="whole numbers"):
+        inspect.unwrap(method.resolve)((8, 8), size, None)
+
+
 def test_reflect_needs_two_pixels_and_bake_a_common_factor():
     with pytest.raises(UserError, match="two pixels"):
         CCConv2d(2, 2, padding_mode="reflect")(torch.zeros(1, 2, 1, 8))
@@ -327,6 +337,17 @@ def test_reflect_needs_two_pixels_and_bake_a_common_factor():
         CCConv2d(2, 2).bake((8, 8, 8))
     with pytest.raises(UserError, match="1 to 3 axes"):
         resize(torch.zeros(2, 2), 4)
+    with pytest.raises(UserError, match="symmetric"):
+        resize(torch.zeros(1, 1, 8, 8), 4, border="reflect")
+
+
+@pytest.mark.parametrize("path", ["single", "polyphase", "separable", "gather"])
+def test_reflect_folds_as_often_as_the_window_needs(path):
+    """Windows of 12 and 24 pixels on an axis of 4: the mirror turns back and forth."""
+    layer = CCConv2d(2, 3, 3, padding_mode="reflect", path=path, dtype=D)
+    x = torch.randn(1, 2, 4, 4, dtype=D)
+    for size in (2, 1):
+        torch.testing.assert_close(layer(x, size), layer.oracle(x, size), rtol=0, atol=1e-12)
 
 
 # ---- Against Pillow, and in float32

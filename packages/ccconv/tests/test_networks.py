@@ -110,6 +110,36 @@ def test_what_cannot_be_converted_is_named_and_left():
     assert type(made.model[0]) is nn.Conv2d
 
 
+def test_a_conv_with_two_names_is_replaced_under_both():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = self.second = nn.Conv2d(1, 2, 3, 2, 1)
+
+        def forward(self, x):
+            return self.first(x) + self.second(x.flip(3))
+
+    model, x = Twice(), torch.randn(1, 1, 16, 16)
+    made = convert(model, 16).model
+    assert made.first is made.second
+    assert isinstance(made.second, CCConv2d)
+    torch.testing.assert_close(made(x), model(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "expected"),
+    [
+        (nn.Sequential(nn.Conv2d(1, 1, 5, 2)), 3, "does not run at size 3"),
+        (nn.Sequential(nn.Linear(2, 2)), 8, "no convolution"),
+        (nn.Sequential(nn.Conv2d(1, 1, 3, 2)), 0, "positive"),
+    ],
+)
+def test_models_that_cannot_be_run_are_not_converted(model, size, expected):
+    for call in (convert, align):
+        with pytest.raises(UserError, match=expected):
+            call(model, size)
+
+
 def test_from_conv_of_a_network_kernel_solves_for_its_weights():
     conv = nn.Conv2d(3, 4, 3, padding=1, dtype=D)
     layer = from_conv(conv, kernel="mlp")

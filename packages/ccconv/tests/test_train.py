@@ -210,3 +210,32 @@ def test_canvases_have_the_digit_where_they_say():
         centre = float(place[number, 0]) + 32
         box = rows[number, int(centre - 3.5) : int(centre + 4.5)]
         assert float(box.sum()) == pytest.approx(float(rows[number].sum()), rel=1e-6)
+
+
+def test_views_that_name_different_classes():
+    views = [torch.eye(3)[[0, 1, 2, 0]], torch.eye(3)[[0, 1, 1, 0]], torch.eye(3)[[0, 2, 2, 0]]]
+    assert sizes.disagreement(views) == 50
+
+
+def test_why_chains_gain_little_tells_its_figures():
+    name = "cc interp, loose"
+    views = ("one chain", "five chains", "five far chains", "five chains, mean of probabilities")
+    found = {
+        f"{name}, {view}": [90.0 + i, 91.0 + 2 * i] for i, view in enumerate((*views, "five input sizes"))
+    }
+    text = sizes.why_chains_gain_little(found, {f"{name}, five chains": [4.0, 5.0]})
+    assert "gain +1.50 points" in text
+    assert "4.5 % of the digits; one chain has 9.5 % wrong" in text
+
+
+def test_why_gradual_gains_nothing_tells_its_figures():
+    found = {
+        f"{chain} {kernel}, varied": values
+        for kernel in ("interp", "mlp")
+        for chain, values in (("gradual", [91.0, 93.0]), ("one step", [90.0, 90.0]))
+    }
+    text = sizes.why_gradual_gains_nothing(
+        found, found, {"gradual mlp, varied": 30, "one step mlp, varied": 4}
+    )
+    assert text.count("+2.00 points (t = 2.00)") == 4
+    assert "7.5 times the FLOPs" in text

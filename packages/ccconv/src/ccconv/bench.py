@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from paperkit import UserError, reproduction, results, suggest
 from torch import Tensor
@@ -25,7 +26,6 @@ from ccconv import paths
 from ccconv.axis import Plan
 from ccconv.config import BenchConfig
 from ccconv.functional import resize
-from ccconv.kernels import MLPKernel
 from ccconv.layer import CCConv2d
 from ccconv.timing import Call, in_turns, median, peak_mib
 
@@ -378,6 +378,11 @@ def peer_of(place: str) -> tuple[Any, str]:
 # ---- bench paths: the cost model -------------------------------------------------------------------------
 
 
+FAR, SLOW = 30, 4
+"""Paths that the model puts this many times beyond its choice are not tried; those that then take this many
+times as long as the fastest are tried once and not timed any further."""
+
+
 def path_times(config: BenchConfig) -> list[dict[str, Any]]:
     """Of every case each path's median time and terms of its cost, and which path the model chooses."""
     rows = []
@@ -385,34 +390,69 @@ def path_times(config: BenchConfig) -> list[dict[str, Any]]:
         x = torch.randn(batch, channels, side, side)
         for kernel in ("mlp", "interp"):
             for s in SCALES:
-                layer = layer_of(kernel, channels)
-                made = layer.plan(x, scale=s)
-                words = (made, layer.geometry, batch, (channels, channels, 1), layer.hidden)
-                found = paths.cost(*words)
-                if isinstance(layer.kernel, MLPKernel):
-                    found = {k: v for k, v in found.items() if v < 30 * min(found.values())}
-                calls = {}
-                for path in found:
-                    one = layer_of(kernel, channels, path=path)
-                    one.load_state_dict(layer.state_dict())
-                    calls[path] = both(one, x, scale=s)
-                times = in_turns(calls, config.repeats)
-                rows.append({
-                    "case": f"{kernel} {batch}x{channels}x{side}, s={s}",
-                    "chosen": paths.choose(*words), "times": times,
-                    "terms": {path: paths.terms(*words)[path] for path in found},
-                })  # fmt: skip
-                best = min(times, key=lambda path: median(times[path]))
-                shown = "  ".join(f"{path} {median(values):.2f}" for path, values in times.items())
-                print(
-                    f"  {rows[-1]['case']:32} chosen {rows[-1]['chosen']:10} best {best:10} {shown}",
-                    flush=True,
-                )
+                for mode in MODES:
+                    rows.append(path_row(kernel, x, s, mode, config.repeats))
+                    times, chosen = rows[-1]["times"], rows[-1]["chosen"]
+                    best = min(times, key=lambda path: median(times[path]))
+                    shown = "  ".join(f"{path} {median(values):.2f}" for path, values in times.items())
+                    print(f"  {rows[-1]['case']:42} chosen {chosen:10} best {best:10} {shown}", flush=True)
     return rows
 
 
+MODES: tuple[paths.Mode, ...] = ("training", "forward", "kept")
+
+
+def path_row(kernel: str, x: Tensor, s: Fraction, mode: paths.Mode, repeats: int) -> dict[str, Any]:
+    """One case: paths in turns."""
+    batch, channels, side = x.shape[:3]
+    layer = layer_of(kernel, channels)
+    made = layer.plan(x, scale=s)
+    words = (made, layer.geometry, batch, (channels, channels, 1), layer.hidden, mode)
+    found, chosen = paths.cost(*words), paths.choose(*words)
+    timed = both if mode == "training" else forward
+    calls, once = {}, {}
+    for path in (path for path, value in found.items() if value < FAR * found[chosen]):
+        calls[path] = timed(layer_of(kernel, channels, path=path).train(mode != "kept"), x, scale=s)
+        calls[path]()
+        since = time.perf_counter()
+        calls[path]()
+        once[path] = time.perf_counter() - since
+    limit = SLOW * min(once.values())
+    calls = {path: call for path, call in calls.items() if path == chosen or once[path] <= limit}
+    return {
+        "case": f"{kernel} {batch}x{channels}x{side}, s={s}, {mode}", "mode": mode, "chosen": chosen,
+        "times": in_turns(calls, repeats), "once": once,
+        "terms": {paths.priced(path, layer.geometry): paths.terms(*words)[path] for path in found},
+    }  # fmt: skip
+
+
+def fitted(rows: list[dict[str, Any]], table: str) -> paths.Terms:
+    """Charges, in ns, that come nearest to the times of `path_times`: what `paths.CHARGES[table]` holds.
+
+    Least squares of the relative errors of each path; a term whose charge would be negative is left out.
+    """
+    found: paths.Terms = {}
+    rows = [row for row in rows if (row["mode"] == "training") == (table == "training")]
+    for name, charges in paths.CHARGES[table].items():
+        path = name.split()[0]
+        cases = [
+            (row["terms"][name], median(row["times"].get(path, [row["once"][path]])))
+            for row in rows
+            if name in row["terms"] and path in row["once"]
+        ]
+        left = list(charges)
+        while left and cases:
+            matrix = np.array([[given[term] / (1e6 * ms) for term in left] for given, ms in cases])
+            solved = np.linalg.lstsq(matrix, np.ones(len(cases)), rcond=None)[0]
+            if min(solved) >= 0:
+                found[name] = {**dict.fromkeys(charges, 0.0), **dict(zip(left, solved.tolist(), strict=True))}
+                break
+            left.pop(int(np.argmin(solved)))
+    return found
+
+
 def choice(config: BenchConfig) -> dict[str, Any]:
-    """The path that the cost model chooses against the fastest of each case, forward and backward."""
+    """The path that the cost model chooses against the fastest of each case, in training and inference."""
     rows = path_times(config)
     chosen, best = [0.0] * config.repeats, [0.0] * config.repeats
     for row in rows:
@@ -433,7 +473,8 @@ def choice(config: BenchConfig) -> dict[str, Any]:
                 }
                 for row in rows
             },
-            "unit": "ms, forward and backward",
+            "unit": "ms; training: forward and backward; forward: kernels sampled; kept: kernels at hand",
+            "charges_that_fit_these_times": {table: fitted(rows, table) for table in paths.CHARGES},
         },
     }  # fmt: skip
 

@@ -135,7 +135,7 @@ def convert(
 
     Convs of stride 1 stay as they are unless `everything`: they resize nothing. A layer that cannot be
     converted is named in `left` with the reason and stays as it was. `channels` is the input's, by default
-    that of the first conv.
+    that of the first conv. Raises `UserError` when the model has no conv, or does not run at that size.
     """
     model = copy.deepcopy(model)
     lengths = trace(model, size, channels)
@@ -158,7 +158,9 @@ def convert(
         except UserError as error:
             result.left[name] = str(error)
             continue
-        _replace(model, name, continuous)
+        for same, other in list(model.named_modules(remove_duplicate=False)):
+            if other is module:  # under every name that it has
+                _replace(model, same, continuous)
         result.converted.append(name)
     return result
 
@@ -194,7 +196,10 @@ def blank(model: nn.Module, size: int | Sequence[int], channels: int | None) -> 
 def trace(
     model: nn.Module, size: int | Sequence[int], channels: int | None = None
 ) -> dict[str, set[tuple[int, ...]]]:
-    """Input lengths of every conv in a forward pass at `size`: name -> the sizes that it met."""
+    """Input lengths of every conv in a forward pass at `size`: name -> the sizes that it met.
+
+    Raises `UserError` when the model does not run at that size.
+    """
     found: dict[str, set[tuple[int, ...]]] = {}
     handles = []
     for name, module in model.named_modules():
@@ -205,8 +210,12 @@ def trace(
 
             handles.append(module.register_forward_pre_hook(hook))
     modes = [(module, module.training) for module in model.modules()]
+    x = blank(model, size, channels)
     try:
-        model.eval()(blank(model, size, channels))
+        model.eval()(x)
+    except (RuntimeError, AssertionError) as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"the model does not run at size {size}: {text}") from error
     finally:
         for handle in handles:
             handle.remove()

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,6 +11,7 @@ from paperkit import UserError, suggest
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ccconv import paths
 from ccconv.conversion import blank
 from ccconv.layer import CCConv, Size
 
@@ -64,8 +66,18 @@ class ScaleEnsemble(nn.Module):
 
 @torch.no_grad()
 def flops(model: nn.Module, size: int | Sequence[int], channels: int | None = None) -> int:
-    """Multiplications and additions of one image (convs and matrix products), counted without doing them."""
+    """Multiplications and additions of one image (convs and matrix products), counted without doing them.
+
+    Continuous layers are counted by the path that multiplies least, which may not be the fastest.
+    """
     ghost = copy.deepcopy(model).to("meta").eval()
+
+    def hook(layer: CCConv, inputs: tuple, call: dict[str, Any]) -> None:
+        made, counts = layer.plan(*inputs, **call), (layer.in_channels, layer.out_channels, layer.groups)
+        layer.path = paths.leanest(made, layer.geometry, counts, layer.hidden)
+
+    for layer in continuous(ghost).values():
+        layer.register_forward_pre_hook(hook, with_kwargs=True)
     with FlopCounterMode(display=False) as counter:
         ghost(blank(ghost, size, channels).to("meta"))
     return counter.get_total_flops()
@@ -81,8 +93,9 @@ def sizes_for_budget(
 ) -> dict[str, tuple[int, ...]]:
     """Hidden sizes within a share `budget` of the model's own FLOPs at an input size (1 = as it is).
 
-    All continuous layers that change the size shrink or grow by one factor, except those in `keep` and the
-    last, whose sizes hold. Raises `UserError` when no factor in [1/8, 4] fits the budget.
+    All continuous layers that change the size shrink or grow by one factor, except those in `keep` and those
+    that give the last one's size (a block's shortcut must fit its main path). Raises `UserError` when no
+    factor in [1/8, 4] fits the budget, or no layer is free.
     """
     if not budget > 0:
         raise UserError(f"budget must be positive, got {budget}")

@@ -11,7 +11,7 @@ from paperkit.resize import KERNELS, Number, output_length
 from torch import Tensor, nn
 
 from ccconv import baked, method, paths
-from ccconv.axis import Geometry, Plan, plan, windows
+from ccconv.axis import CARDINAL, Geometry, Plan, plan, total, windows
 from ccconv.baked import Baked
 from ccconv.kernels import FixedKernel, Kernel, MLPKernel, PointKernel
 
@@ -50,24 +50,9 @@ class CCConv(nn.Module):
     ):
         super().__init__()
         sizes = [kernel_size] * self.dimensions if isinstance(kernel_size, int) else list(kernel_size)
-        _check(
-            self.dimensions,
-            in_channels,
-            out_channels,
-            sizes,
-            groups,
-            padding_mode,
-            kernel,
-            window,
-            flat,
-            path,
-        )
-        if spacing not in ("input", "output") or (
-            spacing == "output" and kernel not in ("interp", "bspline")
-        ):
-            raise UserError(f'spacing="{spacing}": "input", or "output" with kernel="interp" or "bspline"')
-        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.geometry = Geometry(kernel, tuple(sizes), antialias, spacing, window, flat, padding_mode)
+        _check(self.dimensions, self.geometry, in_channels, out_channels, groups, path)
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.scale, self.path, self.recompute, self.hidden = scale, path, recompute, hidden
         self.size: Size = None
         """Output size of calls that name none; see `hidden_sizes`."""
@@ -146,11 +131,15 @@ class CCConv(nn.Module):
         compiling = torch.compiler.is_compiling()
         call = self._call(x, size, scale, offset)
         made, path = _plan(self.geometry, *call), self.path
+        grad = torch.is_grad_enabled()
+        kept = not (self.training or compiling or grad) and self._few(made)
         if path == "auto":
-            path = _choose(self.geometry, *call, 8 if compiling else len(x), self._channels(), self.hidden)
-        if not (self.training or compiling or torch.is_grad_enabled()) and self._keeps(made, path):
+            batch = 8 if compiling else len(x)
+            mode = "kept" if kept else "training" if grad else "forward"
+            path = _choose(self.geometry, *call, batch, self._channels(), self.hidden, mode)
+        if kept and path != "separable":  # which samples no kernels
             return self._from_cache(x, made, path)
-        recompute = self.recompute and torch.is_grad_enabled() and not compiling
+        recompute = self.recompute and grad and not compiling
         return paths.apply(x, made, self.kernel, self.geometry, self.bias, self.groups, path, recompute)
 
     def _check_input(self, x: Tensor) -> None:
@@ -163,12 +152,10 @@ class CCConv(nn.Module):
         if x.shape[1] != self.in_channels:
             raise UserError(f"this layer takes {self.in_channels} channels, got {x.shape[1]}")
 
-    def _keeps(self, made: Plan, path: str) -> bool:
-        """Whether a path samples kernels, and few enough to keep."""
-        numbers = self.out_channels * self.in_channels // self.groups
-        for axis in made.axes:
-            numbers *= axis.phases * axis.taps
-        return path != "separable" and numbers <= MOST
+    def _few(self, made: Plan) -> bool:
+        """Whether all sampled kernels of a call are few enough to keep."""
+        pairs = self.out_channels * self.in_channels // self.groups
+        return pairs * total([axis.phases * axis.taps for axis in made.axes]) <= MOST
 
     def _from_cache(self, x: Tensor, made: Plan, path: str) -> Tensor:
         """Inference: kernels once sampled are kept per size pair until a parameter changes."""
@@ -201,7 +188,7 @@ class CCConv(nn.Module):
             raise UserError(f"input_size needs {self.dimensions} positive entries, got {input_size}")
         x = next(iter([*self.parameters(), self.kernel.mix]))
         made = self.plan(x.new_empty(0, self.in_channels, *lengths), size, scale, offset)
-        found = paths.cost(made, self.geometry, 1, self._channels(), self.hidden)
+        found = paths.cost(made, self.geometry, 1, self._channels(), self.hidden, "kept")
         found = {name: found[name] for name in ("single", "polyphase") if name in found}
         if not found:
             count = [axis.phases for axis in made.axes]
@@ -267,20 +254,29 @@ LAYERS = {1: CCConv1d, 2: CCConv2d, 3: CCConv3d}
 # ---- Constants of a call: made outside the graph of a compiler -------------------------------------------
 
 
-@torch.compiler.assume_constant_result
+def constant(function: Any) -> Any:
+    """Mark a function whose result a compiler may take as it is.
+
+    As `torch.compiler.assume_constant_result`, which imports the whole compiler: seconds, used or not.
+    """
+    function._dynamo_marked_constant = True
+    return function
+
+
+@constant
 def _plan(
     geometry: Geometry, lengths: Any, size: Any, scale: Any, offset: Any, dtype: Any, device: Any
 ) -> Plan:
     return plan(geometry, lengths, size, scale, offset, dtype, device)
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _choose(
     geometry: Geometry, lengths: Any, size: Any, scale: Any, offset: Any, dtype: Any, device: Any,
-    batch: int, channels: Any, hidden: int,
+    batch: int, channels: Any, hidden: int, mode: Any,
 ) -> str:  # fmt: skip
     made = plan(geometry, lengths, size, scale, offset, dtype, device)
-    return paths.choose(made, geometry, batch, channels, hidden)
+    return paths.choose(made, geometry, batch, channels, hidden, mode)
 
 
 def _index(n: int) -> int:
@@ -295,35 +291,29 @@ def _hashable(value: Any) -> Any:
     return value.__index__() if type(value) is int else value
 
 
-def _check(
-    dimensions: int,
-    in_channels: int,
-    out_channels: int,
-    sizes: list,
-    groups: int,
-    padding_mode: str,
-    kernel: str,
-    window: str,
-    flat: bool,
-    path: str,
-) -> None:
+def _check(dimensions: int, g: Geometry, in_channels: int, out_channels: int, groups: int, path: str) -> None:
+    """Raise `UserError` for arguments of a layer that do not fit together."""
     if not dimensions:
         raise UserError("use CCConv1d, CCConv2d or CCConv3d")
+    sizes = list(g.kernel_size)
     if len(sizes) != dimensions or any(not isinstance(k, int) or k < 1 for k in sizes):
         raise UserError(f"kernel_size needs {dimensions} whole numbers of at least 1, got {sizes}")
     if min(in_channels, out_channels, groups) < 1 or in_channels % groups or out_channels % groups:
         raise UserError(f"{in_channels} and {out_channels} channels do not divide into {groups} groups")
     for name, value, known in (
-        ("padding_mode", padding_mode, method.BORDERS),
-        ("kernel", kernel, KINDS),
-        ("window", window, ("none", "hann")),
+        ("padding_mode", g.border, method.BORDERS),
+        ("kernel", g.kernel, KINDS),
+        ("spacing", g.spacing, ("input", "output")),
+        ("window", g.window, ("none", "hann")),
         ("path", path, ("auto", *paths.PATHS)),
     ):
         if value not in known:
             raise UserError(f"{name}={value!r} is not one of {', '.join(known)}")
-    if kernel in KERNELS and not in_channels == out_channels == groups:
-        raise UserError(f"kernel={kernel!r} resamples each channel: in_channels = out_channels = groups")
-    if kernel in KERNELS and window != "none":
-        raise UserError(f"kernel={kernel!r} has its own window: leave window out")
-    if flat and window != "none" and kernel != "mlp":
+    if g.spacing == "output" and g.kernel not in CARDINAL:
+        raise UserError('spacing="output" is for kernel="interp" or "bspline"')
+    if g.kernel in KERNELS and not in_channels == out_channels == groups:
+        raise UserError(f"kernel={g.kernel!r} resamples each channel: in_channels = out_channels = groups")
+    if g.kernel in KERNELS and g.window != "none":
+        raise UserError(f"kernel={g.kernel!r} has its own window: leave window out")
+    if g.flat and g.window != "none" and g.kernel != "mlp":
         raise UserError('flat=True with window="hann" is for kernel="mlp": leave one of them out')

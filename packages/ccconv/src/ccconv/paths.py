@@ -10,6 +10,7 @@ gather      one matrix product per row of phases: the fallback for sizes without
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -63,58 +64,100 @@ def scaled(
     return y if bias is None else y + bias.reshape(-1, *[1] * gain.ndim)
 
 
-Terms = dict[str, tuple[float, ...]]
-"""Of each path the counts that its time grows with; see `CHARGES`."""
-CHARGES: dict[str, tuple[float, ...]] = {
-    "gather": (2.5, 1.0, 2e5),
-    "polyphase": (1.0, 1.0, 1e6),
-    "single": (1.0, 1.0),
-    "separable mlp": (2.5, 2.0, 1.0, 2e5),
-    "separable": (3.0, 1.0),
-}
-"""What one of each term costs, in multiplications of a plain conv: guesses that no timing has checked yet.
-
-`ccconv bench paths` measures what the choice costs against the fastest path."""
+Terms = dict[str, dict[str, float]]
+"""Of each path what it does: numbers of products, of numbers copied, of calls, …; see `CHARGES`."""
+Mode = Literal["training", "forward", "kept"]
+"""Forward and backward; forward alone; forward with sampled kernels that are at hand already (inference)."""
+CHARGES: dict[str, Terms] = {
+    "training": {
+        "gather": {"products": 0.105, "copied": 3.88, "sampled": 0.370, "kernels": 1.27, "calls": 3.78e5},
+        "polyphase": {
+            "products": 0.0547, "written": 4.26, "read": 4.67, "sampled": 0, "kernels": 35.6, "calls": 1.79e5,
+        },
+        "single": {"products": 0.0541, "written": 7.94, "sampled": 2.15, "kernels": 8.36},
+        "separable mlp": {"resampled": 0.415, "products": 0.305, "sampled": 2.91, "calls": 1.16e5},
+        "separable": {"resampled": 0.105, "products": 0.0676, "calls": 2.82e5},
+    },
+    "forward": {
+        "gather": {"products": 0.0464, "copied": 0.680, "sampled": 0.0428, "kernels": 0.944, "calls": 0},
+        "polyphase": {
+            "products": 0.0183, "written": 2.46, "read": 0.358, "sampled": 0.100, "kernels": 4.78,
+            "calls": 4.64e4,
+        },
+        "single": {"products": 0.0170, "written": 2.58, "sampled": 0.457, "kernels": 2.98},
+        "separable mlp": {"resampled": 0.0911, "products": 0.152, "sampled": 0.650, "calls": 1.41e5},
+        "separable": {"resampled": 0.0418, "products": 0.0230, "calls": 9.50e4},
+    },
+}  # fmt: skip
+"""Nanoseconds of each on one thread, as `ccconv bench paths` fits them to times of all paths."""
 
 
 def cost(
-    plan: Plan, geometry: Geometry, batch: int, channels: tuple[int, int, int], hidden: int
+    plan: Plan,
+    geometry: Geometry,
+    batch: int,
+    channels: tuple[int, int, int],
+    hidden: int,
+    mode: Mode = "training",
 ) -> dict[str, float]:
-    """Estimated time of each path that applies, in multiplications of a plain conv.
-
-    `channels` is (in, out, groups).
-    """
-    return {
-        path: sum(charge * each for charge, each in zip(CHARGES[name], values, strict=True))
-        for path, values in terms(plan, geometry, batch, channels, hidden).items()
-        for name in ["separable mlp" if path == "separable" and geometry.kernel == "mlp" else path]
-    }
+    """Estimated nanoseconds of each path that applies. `channels` is (in, out, groups)."""
+    charges = CHARGES["training" if mode == "training" else "forward"]
+    found = {}
+    for path, values in terms(plan, geometry, batch, channels, hidden, mode).items():
+        each = charges[priced(path, geometry)]
+        found[path] = sum(each[term] * value for term, value in values.items())
+    return found
 
 
-def terms(plan: Plan, geometry: Geometry, batch: int, channels: tuple[int, int, int], hidden: int) -> Terms:
-    """What each path that applies does: (products of the conv, of the sampling, …, calls)."""
+def priced(path: str, geometry: Geometry) -> str:
+    """The name in `CHARGES` of a path: `separable` does something else for `mlp`."""
+    return "separable mlp" if path == "separable" and geometry.kernel == "mlp" else path
+
+
+def terms(
+    plan: Plan,
+    geometry: Geometry,
+    batch: int,
+    channels: tuple[int, int, int],
+    hidden: int,
+    mode: Mode = "training",
+) -> Terms:
+    """What each path that applies does: products of a conv and of a resampling, numbers written, read and
+    copied for every phase, kernels used and the products that sampled them, calls."""
     axes = plan.axes
-    inputs, out, groups = channels
-    inputs //= groups
+    inputs, out, groups = channels[0], channels[1], channels[2]
     phases, taps = total([axis.phases for axis in axes]), total([axis.taps for axis in axes])
     basis = hidden + 1 if geometry.kernel == "mlp" else total(geometry.kernel_size)
-    sample = phases * taps * out * inputs * basis
+    pairs = out * inputs // groups
+    kernels = phases * taps * pairs
+    sampled = 0 if mode == "kept" else kernels * basis
+    read = batch * inputs * total([axis.high - axis.low for axis in axes])
     pixels = batch * total(plan.sizes)
-    whole = batch * total([axis.groups * axis.phases for axis in axes]) * taps * out * inputs
+    written = pixels * out
+    whole = batch * total([axis.groups * axis.phases for axis in axes]) * taps * pairs
     common = total([axis.starts[-1] + axis.taps for axis in axes])
     rows = phases / axes[-1].phases
-    found: Terms = {"gather": (pixels * taps * out * inputs, sample, rows)}
+    found: Terms = {
+        "gather": {
+            "products": pixels * taps * pairs, "copied": pixels * taps * inputs, "sampled": sampled,
+            "kernels": kernels, "calls": rows,
+        }
+    }  # fmt: skip
     if phases <= 256:
-        found["polyphase"] = (whole, sample, phases)
+        found["polyphase"] = {
+            "products": whole, "written": written, "read": phases * read, "sampled": sampled,
+            "kernels": kernels, "calls": phases,
+        }  # fmt: skip
     if phases <= 64 and common <= 8 * taps:
-        found["single"] = (whole * common / taps, sample)
+        found["single"] = {
+            "products": whole * common / taps, "written": written, "sampled": sampled,
+            "kernels": kernels * common / taps,
+        }  # fmt: skip
     if geometry.kernel == "mlp":
-        found["separable"] = (
-            pixels * taps * inputs * groups * basis,
-            pixels * inputs * basis * out,
-            phases * taps * basis * basis,
-            rows,
-        )
+        found["separable"] = {
+            "resampled": pixels * taps * inputs * basis, "products": pixels * pairs * basis,
+            "sampled": phases * taps * basis * basis, "calls": rows,
+        }  # fmt: skip
     elif plan.bands is not None:
         found["separable"] = separable_terms(plan, geometry, batch, channels)
     return found
@@ -122,29 +165,44 @@ def terms(plan: Plan, geometry: Geometry, batch: int, channels: tuple[int, int, 
 
 def separable_terms(
     plan: Plan, geometry: Geometry, batch: int, channels: tuple[int, int, int]
-) -> tuple[float, ...]:
-    """(products of the resampling, of the conv) of kernels that are products of one-dimensional ones."""
+) -> dict[str, float]:
+    """What `separable` does for kernels that are products of one-dimensional ones."""
     assert plan.bands is not None
     inputs, out, groups = channels
-    lengths, resampling, conv = [axis.length for axis in plan.axes], 0.0, 0.0
+    lengths, resampled, products = [axis.length for axis in plan.axes], 0.0, 0.0
     late = [number for number in plan.order if plan.bands[number].after]
     for number, band in ((n, plan.bands[n]) for n in plan.order if n not in late):
-        resampling += batch * inputs * total(lengths) / lengths[number] * band.products
+        resampled += batch * inputs * total(lengths) / lengths[number] * band.products
         lengths[number] = band.rows
     if geometry.kernel in CARDINAL:
         each = zip(plan.bands, geometry.kernel_size, plan.sizes, strict=True)
         lengths = [band.rows - k + 1 if band.after else n for band, k, n in each]
-        conv = batch * total(lengths) * total(geometry.kernel_size) * out * inputs / groups
+        products = batch * total(lengths) * total(geometry.kernel_size) * out * inputs / groups
     for number in late:
-        resampling += batch * out * total(lengths) / lengths[number] * plan.bands[number].products
+        resampled += batch * out * total(lengths) / lengths[number] * plan.bands[number].products
         lengths[number] = plan.sizes[number]
-    return resampling, conv
+    calls = sum(len(band.before) + len(band.after) for band in plan.bands)
+    return {"resampled": resampled, "products": products, "calls": calls}
 
 
-def choose(plan: Plan, geometry: Geometry, batch: int, channels: tuple[int, int, int], hidden: int) -> str:
+def choose(
+    plan: Plan,
+    geometry: Geometry,
+    batch: int,
+    channels: tuple[int, int, int],
+    hidden: int,
+    mode: Mode = "training",
+) -> str:
     """The cheapest path by `cost`."""
-    found = cost(plan, geometry, batch, channels, hidden)
+    found = cost(plan, geometry, batch, channels, hidden, mode)
     return min(found, key=lambda name: found[name])
+
+
+def leanest(plan: Plan, geometry: Geometry, channels: tuple[int, int, int], hidden: int) -> str:
+    """The path with the fewest multiplications for one image."""
+    found = terms(plan, geometry, 1, channels, hidden)
+    kinds = ("products", "resampled", "sampled")
+    return min(found, key=lambda path: sum(found[path].get(kind, 0) for kind in kinds))
 
 
 # ---- Borders, and kernels that are sampled again in the backward pass ------------------------------------
