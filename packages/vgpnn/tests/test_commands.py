@@ -238,8 +238,8 @@ def test_a_preview_is_no_run_to_finish_twice(capsys):
 
 def test_claims_and_benchmarks_are_listed():
     assert set(CLAIMS) == {
-        "identity", "noise-dose", "shortening", "completeness", "retarget", "patchmatch-quality",
-        "patchmatch-equivalence", "inpaint", "analogy-truth", "ablations", "memory",
+        "identity", "generation", "noise-dose", "shortening", "completeness", "retarget",
+        "patchmatch-quality", "patchmatch-equivalence", "inpaint", "analogy-truth", "ablations", "memory",
     }  # fmt: skip
     assert set(CASES) == {"exact"}
 

@@ -122,8 +122,9 @@ class Walk:
         self.width = a.image.shape[0]
         self.sizes = tuple(a.image.shape[1:]), tuple(b.image.shape[1:])
         self.numbers = self.width * math.prod(self.patch)
-        ones = torch.ones(1, device=self.a.device, dtype=self.a.dtype) / self.numbers
-        self.factor = ones if weight is None else weight.to(self.a.dtype) / self.numbers
+        dtype = torch.float64 if self.a.dtype == torch.float64 else torch.float32
+        ones = torch.ones(1, device=self.a.device, dtype=dtype) / self.numbers
+        self.factor = ones if weight is None else weight.to(dtype) / self.numbers
         self.weighted = weight is not None
         self.valid = valid
         self.slots = None if valid is None else valid.nonzero()[:, 0]
@@ -244,7 +245,7 @@ def totals(a: Tensor, b: Tensor, one: Tensor, two: Tensor, steps: list[list[int]
         one.shape, dtype=a.dtype if a.dtype == torch.float64 else torch.float32, device=a.device
     )
     for left, right in zip(*steps, strict=True):
-        apart = (a[one + left] - b[two + right]).to(sums.dtype)
+        apart = a[one + left].to(sums.dtype) - b[two + right].to(sums.dtype)
         sums = sums + apart * apart
     total = sums[:, 0]
     for lane in range(1, sums.shape[1]):
@@ -265,10 +266,13 @@ _FUSED = {}
 
 
 def flat_rows(patches: Patches) -> Float[Tensor, "n"]:
-    """The video with channels last, as one row of numbers; float64 stays, else float32 (half on a GPU)."""
+    """The video with channels last, as one row of numbers; float64 stays, else float32, on a GPU float16.
+
+    Half the memory and traffic there; differences and sums are float32 (not run yet: no GPU was at hand).
+    """
     x = patches.image.detach().movedim(0, -1)
-    kind = x.dtype if x.dtype in (torch.float64, torch.float16) else torch.float32
-    return x.to(kind).contiguous().flatten()
+    small = torch.float16 if x.device.type == "cuda" else torch.float32
+    return x.to(torch.float64 if x.dtype == torch.float64 else small).contiguous().flatten()
 
 
 def _places(number: Tensor, grid: tuple[int, ...]) -> list[Tensor]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from vgpnn import clips, metrics, tasks
 from vgpnn.config import ReproduceConfig
 from vgpnn.method import grid_of, places_of, solve
+from vgpnn.published import generation
 from vgpnn.pyramid import Settings, shape_of
 from vgpnn.quality import patchmatch_quality
 from vgpnn.synthetic import analogy_truth, striped
@@ -402,6 +403,7 @@ def memory(config: ReproduceConfig) -> dict[str, Any]:
 
 CLAIMS: dict[str, Callable[[ReproduceConfig], dict[str, Any]]] = {
     "identity": identity,
+    "generation": generation,
     "noise-dose": noise_dose,
     "shortening": shortening,
     "completeness": completeness,
