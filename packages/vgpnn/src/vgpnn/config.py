@@ -29,8 +29,10 @@ class Common:
     """Shorter side of the coarsest level: large keeps the layout, small dissolves it; 0 = the task's."""
     patch: tuple[int, int, int] = (0, 0, 0)
     """Frames, height, width of a patch; zeros = the task's."""
+    patch_limit: float = 3.0
+    """Millions of voxels of a level above which it takes patches of 3x5x5 (the released code: 7.5)."""
     steps: int = 0
-    """Searches per level; 0 = the task's."""
+    """Searches per level; 0 = the task's. One above 3 million voxels."""
     coarse_steps: int = 0
     """Searches at the coarsest level; 0 = the task's."""
     alpha: float = 0.0
@@ -74,6 +76,8 @@ class Common:
             raise UserError(f"--alpha must be positive or inf (0: the task's), not {self.alpha}")
         if min(self.patch) < 0 or (0 in self.patch and any(self.patch)):
             raise UserError(f"--patch takes three numbers from 1 on, not {self.patch}")
+        if not self.patch_limit > 0:
+            raise UserError(f"--patch-limit must be positive, not {self.patch_limit}")
         if self.memory < 1:
             raise UserError(f"--memory must be at least 1, not {self.memory}")
         if not (math.isfinite(self.rate) and self.rate >= 0):
@@ -142,7 +146,7 @@ GENERATE = {
     ),
     "code": (
         replace(SMALL, side=144, samples=10, ratio_time=0.85, ratio_space=0.85, search="patchmatch",
-                identity_candidate=True),
+                identity_candidate=True, patch_limit=7.5),
         "the released code's settings: ratios 0.85, PatchMatch at every level, same-place candidates",
     ),
 }  # fmt: skip

@@ -60,6 +60,7 @@ def flags_over(config: Common, base: Settings) -> Settings:
         least_side=config.least_side or max(base.least_side, *patch[1:]),
         patch=patch,
         big_patch=patch if any(config.patch) else base.big_patch,
+        patch_limit=round(config.patch_limit * 1e6),
         steps=config.steps or base.steps,
         coarse_steps=config.coarse_steps or min(base.coarse_steps, config.steps or base.coarse_steps),
         alpha=config.alpha or base.alpha,
