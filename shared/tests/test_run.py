@@ -368,6 +368,11 @@ def test_under_uv_the_command_to_go_on_is_uv_s(toy, monkeypatch: pytest.MonkeyPa
     assert run.resume_command == f"{uv} run --package toy toy train --resume run"
 
 
+def test_the_command_to_go_on_names_the_verb_of_the_run(toy) -> None:
+    run = Run.open("toy", "A Line", toy.TrainConfig(), RunOptions(out="run"), verb="generate")
+    assert run.resume_command == "toy generate --resume run"
+
+
 def test_the_board_has_the_metrics_once(toy, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a stand-in for TensorBoard: every step once, what came after the checkpoint purged, closed."""
     boards: list[dict[str, Any]] = []

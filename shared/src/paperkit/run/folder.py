@@ -307,7 +307,8 @@ class Run:
     @property
     def resume_command(self) -> str:
         """The command that goes on with this run, as it can be typed where this one was."""
-        words = [*_launcher(self.manifest["paper"]), "train", "--resume", str(self.folder)]
+        verb = self.manifest.get("verb", "train")  # a fact that a paper with other verbs states
+        words = [*_launcher(self.manifest["paper"]), verb, "--resume", str(self.folder)]
         for name in ("device", "precision"):
             if (value := getattr(self.options, name)) != "auto":
                 words += [f"--{name}", value]
