@@ -91,7 +91,8 @@ CHARGES: dict[str, Terms] = {
 }  # fmt: skip
 """Nanoseconds of each on one thread, as `ccconv bench paths` fits them to times of all paths.
 
-What a call costs shows only for small maps: it comes from maps of 4x16x24x24, which the benchmark leaves out."""
+What a call costs shows only in small maps: it comes from some of 4x16x24x24, which the benchmark leaves out.
+"""
 
 
 def cost(
