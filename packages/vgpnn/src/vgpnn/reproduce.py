@@ -397,7 +397,8 @@ def memory(config: ReproduceConfig) -> dict[str, Any]:
         "arms": {"grown_mib": grown, "budget_mib": budget},
         "criterion": "slope of log memory over log voxels of the finest level in [0.9, 1.15], no more than "
         "twelve float32 videos plus twice the working memory (statistic: 1 when both, else 0)",
-        "statistic": float(holds), "threshold": 1.0, "details": {"slope": slope, "sizes": {str(n): found[n] for n in found}},
+        "statistic": float(holds), "threshold": 1.0,
+        "details": {"slope": slope, "sizes": {str(n): found[n] for n in found}},
     }  # fmt: skip
 
 
