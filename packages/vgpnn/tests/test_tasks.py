@@ -206,8 +206,9 @@ def test_diversity_by_hand():
 
 def test_the_field_of_a_copy_is_simple():
     x = clip(4, 10, 12)
-    copy_, mixed = metrics.field_complexity(x, x), metrics.field_complexity(metrics.shuffled(x), x)
-    assert copy_ < 0.02 < mixed
+    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    copy_, mixed = metrics.field_complexity(x, x), metrics.field_complexity(noise, x)
+    assert copy_ < 0.05 < 0.2 < mixed  # a dozen bytes of 480 are the format
     assert metrics.field_complexity(x, x) == copy_
 
 

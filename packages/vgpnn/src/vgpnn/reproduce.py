@@ -198,12 +198,12 @@ def period(x: Tensor, longest: int = 40) -> int:
 def retarget(config: ReproduceConfig) -> dict[str, Any]:
     """Widening a periodic texture by 1.5 keeps its period; resizing does not. Sizes come out exact."""
     errors: dict[str, list[float]] = {"ours": [], "shallow": [], "resized": []}
-    cases, exact = {}, []
+    cases, exact, coarsest = {}, [], 0
     for seed in range(max(3, config.seeds)):
         x, piece = striped(seed)
         shape = tasks.scaled_shape(shape_of(x), (1.0, 1.0, 1.5))
         deep = tasks.settings_for("retarget", shape_of(x), shape)
-        shallow = replace(deep, least_side=40)
+        shallow, coarsest = replace(deep, least_side=40), deep.least_side
         videos = {
             "ours": tasks.retarget(x, shape, 0, deep).video,
             "shallow": tasks.retarget(x, shape, 0, shallow).video,
@@ -225,7 +225,7 @@ def retarget(config: ReproduceConfig) -> dict[str, Any]:
         "criterion": "period within 1 px for every texture, resizing off by more than 1 px for every one, "
         "output sizes as asked (statistic: 1 when all, else 0)",
         "statistic": float(holds), "threshold": 1.0,
-        "details": {"cases": cases, "coarsest_side": deep.least_side},
+        "details": {"cases": cases, "coarsest_side": coarsest},
     }  # fmt: skip
 
 
@@ -397,7 +397,8 @@ def memory(config: ReproduceConfig) -> dict[str, Any]:
         "arms": {"grown_mib": grown, "budget_mib": budget},
         "criterion": "slope of log memory over log voxels of the finest level in [0.9, 1.15], no more than "
         "twelve float32 videos plus twice the working memory (statistic: 1 when both, else 0)",
-        "statistic": float(holds), "threshold": 1.0, "details": {"slope": slope, "sizes": found},
+        "statistic": float(holds), "threshold": 1.0,
+        "details": {"slope": slope, "sizes": {str(n): found[n] for n in found}},
     }  # fmt: skip
 
 
