@@ -58,9 +58,10 @@ def test_inner_product_by_hand_and_its_gradient_flows_through_both():
     net, x = images().eval(), draw(5, 1, 6, 6)
     first = net(x)
     second = net(x, first.softmax(1))
-    expected = -sum(float(p @ q) for p, q in zip(first.softmax(1), second.softmax(1), strict=True)) / 5
+    pairs = zip(first.detach().softmax(1), second.detach().softmax(1), strict=True)
+    expected = -sum(float(p @ q) for p, q in pairs) / 5
     loss = Agreement().loss(net, x)
-    assert float(loss) == pytest.approx(expected, abs=1e-6)
+    assert float(loss.detach()) == pytest.approx(expected, abs=1e-6)
     (whole,) = torch.autograd.grad(loss, net.model[0].weight)
     second = net(x, first.detach().softmax(1))
     part = -(first.detach().softmax(1) * second.softmax(1)).sum(1).mean()
