@@ -205,8 +205,8 @@ def conv(config: BenchConfig) -> dict[str, Any]:
     found = worst(cells, "F.conv2d or F.conv_transpose2d")
     if "transposed" in found["explanation"]:
         found["explanation"] += (
-            ". Going up by 2 it is one conv of four times the channels over the window that four phases share; "
-            "one conv per phase, a gather and a resampling per axis are slower (bench paths)"
+            ". Up by 2 it is one conv of four times the channels over the window that four phases share; one "
+            "conv per phase, a gather and a resampling per axis are slower (bench paths)"
         )
     claim = "Where it has few phases a layer costs little more than F.conv2d with as many taps"
     return {"claim": claim, "data": "random maps", "peak_mib": peaks("conv", config), **found}
@@ -285,8 +285,7 @@ def naive(config: BenchConfig) -> dict[str, Any]:
         )
     batch, channels, side, size = COPRIME
     return {
-        "claim": "Where all phases differ the layer is 5 times faster than unfold and einsum, in a tenth of "
-        "the memory",
+        "claim": "Where all phases differ the layer is 5 times faster than unfold and einsum, in 1/10 the memory",
         "data": f"random maps {batch}x{channels}x{side}x{side} to {size}x{size}, mlp",
         "peak_mib": memory["forward"], **found,
     }  # fmt: skip
