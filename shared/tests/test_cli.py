@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from paperkit import cli
+from paperkit import UserError, at_least, cli
 from paperkit.run import checkpoints, read_json, write_json
 
 HERE = Path(__file__).parent
@@ -350,3 +350,11 @@ def test_a_process_exits_as_promised_and_help_brings_no_torch(tmp_path: Path) ->
         assert told.returncode == 2
         assert told.stderr == "toy: cannot write the output: No space left on device\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_flags_below_their_least_are_named():
+    at_least(1, samples=1, read_ahead=2)
+    with pytest.raises(UserError, match="--read-ahead must be at least 2, not 1"):
+        at_least(2, samples=5, read_ahead=1)
+    with pytest.raises(UserError, match="--limit must not be negative: -1"):
+        at_least(0, limit=-1)

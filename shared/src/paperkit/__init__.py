@@ -22,3 +22,11 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" (did you mean {near[0]}?)" if near else ""
+
+
+def at_least(least: int, **values: int) -> None:
+    """Raise `UserError` with the flag's name when one of `values` is below `least`."""
+    for name, value in values.items():
+        if value < least:
+            bound = f"be at least {least}, not {value}" if least else f"not be negative: {value}"
+            raise UserError(f"--{name.replace('_', '-')} must {bound}")

@@ -3,20 +3,12 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from paperkit import UserError
+from paperkit import UserError, at_least
 from tyro.conf import Positional
 
 Layer = Literal["cc", "strided", "blur", "resize-conv", "conv-resize"]
 CHOSEN = (10, 12, 16, 20, 24, 28)
 """Image sides of which training draws one per batch where sizes vary."""
-
-
-def at_least(least: int, **values: int) -> None:
-    """Raise `UserError` with the flag's name when one of `values` is below `least`."""
-    for name, value in values.items():
-        if value < least:
-            bound = f"be at least {least}, not {value}" if least else f"not be negative: {value}"
-            raise UserError(f"--{name.replace('_', '-')} must {bound}")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from paperkit import UserError
+from paperkit import UserError, at_least
 from tyro.conf import Positional
 
 
@@ -56,12 +56,6 @@ class Common:
             raise UserError(f"--side must not be negative: {self.side}")
 
 
-def _at_least_one(config: object, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < 1:
-            raise UserError(f"--{name} must be at least 1, not {getattr(config, name)}")
-
-
 @dataclass(frozen=True)
 class GenerateConfig(Common):
     """Variations of one image."""
@@ -83,7 +77,7 @@ class GenerateConfig(Common):
 
     def __post_init__(self):
         super().__post_init__()
-        _at_least_one(self, "samples")
+        at_least(1, samples=self.samples)
         if not (math.isfinite(self.noise) and self.noise >= 0) or self.seed < 0:
             raise UserError(f"--noise and --seed must not be negative: {self.noise}, {self.seed}")
         if min(self.height, self.width) < 0:
@@ -120,7 +114,7 @@ class TextureConfig(Common):
 
     def __post_init__(self):
         super().__post_init__()
-        _at_least_one(self, "height", "width", "samples")
+        at_least(1, height=self.height, width=self.width, samples=self.samples)
 
 
 @dataclass(frozen=True)
@@ -233,7 +227,7 @@ class BatchConfig(Common):
 
     def __post_init__(self):
         super().__post_init__()
-        _at_least_one(self, "samples")
+        at_least(1, samples=self.samples)
         if not self.folder:
             raise UserError("a folder of images is needed: gpnn batch FOLDER")
         if not self.out:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from paperkit import UserError
+from paperkit import UserError, at_least
 from tyro.conf import Positional
 
 Corruption = Literal["noise", "grey", "sketch", "mask", "patches", "blur"]
@@ -413,11 +413,3 @@ class BenchConfig:
     def __post_init__(self):
         at_least(5, repeats=self.repeats)
         at_least(1, threads=self.threads)
-
-
-def at_least(least: int, **values: int) -> None:
-    """Raise `UserError` with the flag's name when one of `values` is below `least`."""
-    for name, value in values.items():
-        if value < least:
-            bound = f"be at least {least}, not {value}" if least else f"not be negative: {value}"
-            raise UserError(f"--{name.replace('_', '-')} must {bound}")

@@ -3,21 +3,13 @@
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from paperkit import UserError
+from paperkit import UserError, at_least
 from tyro.conf import Positional
 
 from ittt.settings import Settings
 
 LEVELS = (0.0, 0.05, 0.1, 0.15, 0.2)
 """Shares of missing entries: no shift, and the paper's levels 1 to 4 (section 4.1)."""
-
-
-def at_least(least: int, **values: int) -> None:
-    """Raise `UserError` with the flag's name when one of `values` is below `least`."""
-    for name, value in values.items():
-        if value < least:
-            bound = f"be at least {least}, not {value}" if least else f"not be negative: {value}"
-            raise UserError(f"--{name.replace('_', '-')} must {bound}")
 
 
 @dataclass(frozen=True)

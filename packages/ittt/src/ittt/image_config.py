@@ -4,9 +4,8 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from paperkit import UserError, suggest
+from paperkit import UserError, at_least, suggest
 
-from ittt.config import at_least
 from ittt.settings import Settings
 
 SETS = ("digits", "mnist", "fashionmnist", "cifar10")

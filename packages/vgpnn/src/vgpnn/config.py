@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from paperkit import UserError
+from paperkit import UserError, at_least
 from tyro.conf import Positional
 
 
@@ -84,12 +84,6 @@ class Common:
             raise UserError(f"--rate must be a number of frames per second, not {self.rate}")
 
 
-def _at_least_one(config: object, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(config, name)}")
-
-
 def _ratios(**ratios: float) -> None:
     for name, ratio in ratios.items():
         if not (math.isfinite(ratio) and ratio > 0):
@@ -113,7 +107,7 @@ class Drawn(Common):
 
     def __post_init__(self):
         super().__post_init__()
-        _at_least_one(self, "samples")
+        at_least(1, samples=self.samples)
         if not (math.isfinite(self.noise) and self.noise >= 0) or self.seed < 0:
             raise UserError(f"--noise and --seed must not be negative: {self.noise}, {self.seed}")
 
@@ -270,7 +264,7 @@ class AnalogyConfig(Common):
 
     def __post_init__(self):
         super().__post_init__()
-        _at_least_one(self, "content_bins", "style_bins")
+        at_least(1, content_bins=self.content_bins, style_bins=self.style_bins)
         if bool(self.content_guide) != bool(self.style_guide):
             raise UserError("--content-guide and --style-guide go together: give both")
         if not (math.isfinite(self.guide_weight) and self.guide_weight >= 0 and 0 <= self.until <= 1):
@@ -328,7 +322,7 @@ class ReproduceConfig:
     """Folder for the JSON; by default the package's results folder."""
 
     def __post_init__(self):
-        _at_least_one(self, "seeds")
+        at_least(1, seeds=self.seeds)
 
 
 @dataclass(frozen=True)
