@@ -14,10 +14,10 @@ from jaxtyping import Bool, Float
 from paperkit import UserError, reproduction
 from torch import Tensor
 
-from ittt import across, images
+from ittt import images
 from ittt.baselines import method
 from ittt.corruptions import NAMES, corrupt
-from ittt.image_tasks import NORMS, at_hand, network, noisy, recipe
+from ittt.image_tasks import NORMS, TOLD, at_hand, network, noisy, recipe
 from ittt.method import gap_of_distributions
 from ittt.model import ITTT
 from ittt.protocol import facts, pooled
@@ -300,9 +300,9 @@ def images_claim(seeds: int) -> dict[str, Any]:
 # ---- what stored statistics cost ---------------------------------------------------------------------------
 
 
-def restated(name: str, seed: int) -> ITTT:
+def restated(name: str, seed: int, presence: bool = TOLD) -> ITTT:
     """The batch-norm network whose stored statistics are those of f(x, 0) on its training images."""
-    net = copy.deepcopy(network(name, "batch", seed))
+    net = copy.deepcopy(network(name, "batch", seed, presence))
     restate(net, images.load(recipe(name, "batch", seed)).x.split(500))
     return net
 
@@ -394,21 +394,3 @@ def images_statistics(seeds: int) -> dict[str, Any]:
             },
         },
     }  # fmt: skip
-
-
-# ---- the claims over every task, on images (E2, spec 10.3 and 10.6) ----------------------------------------
-
-
-def anchor_matters(seeds: int) -> dict[str, Any]:
-    """`across.anchor_matters` on MNIST and CIFAR-10."""
-    return across.anchor_matters(seeds, ["images"])
-
-
-def no_harm(seeds: int) -> dict[str, Any]:
-    """`across.no_harm` on MNIST and CIFAR-10."""
-    return across.no_harm(seeds, ["images"])
-
-
-def controls(seeds: int) -> dict[str, Any]:
-    """`across.controls` on MNIST and CIFAR-10."""
-    return across.controls(seeds, ["images"])

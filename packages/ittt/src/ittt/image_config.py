@@ -47,8 +47,14 @@ class ImageConfig:
     """What normalises its activations."""
     neutral: str = "uniform"
     """Value of the signal when no label is known: a number, uniform (1 / classes) or learned."""
+    presence: bool = False
+    """Feed a further channel that says whether a label is known (not in the paper)."""
     smoothing: float = 0.0
     """Share of a one-hot label spread over all classes before it is fed back."""
+
+    restate: bool = True
+    """After training, store batch-norm statistics of f(x, 0) alone: two passes leave a mixture that fits
+    neither."""
 
     epochs: int = 5
     """Passes over the training images."""

@@ -39,10 +39,9 @@ PRESENCE = False
 GROUPS: dict[str, str] = {
     "tables": "ittt.tables:tasks",
     "digits": "ittt.digits:tasks",
+    "images": "ittt.image_tasks:tasks",
 }
 """Tasks of the claims over every task: a group's name -> "module:function", which returns its tasks."""
-APART: dict[str, str] = {"images": "ittt.image_tasks:tasks"}
-"""More groups, for when they are named: these take minutes, and have fewer seeds."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +86,10 @@ class Task:
 
 
 def tasks(names: Iterable[str] = ()) -> dict[str, Task]:
-    """All tasks of `GROUPS`, or the named tasks and groups, those `APART` too; raises for an unknown name."""
+    """All tasks of `GROUPS`, or the named tasks and groups; raises for an unknown name."""
     found: dict[str, tuple[Task, set[str]]] = {}
-    wanted, places = set(names), GROUPS | APART
-    if not wanted:
-        places = GROUPS
-    elif wanted <= places.keys():
+    wanted, places = set(names), GROUPS
+    if wanted and wanted <= places.keys():
         places = {key: places[key] for key in wanted}
     for key, place in places.items():
         module, _, function = place.partition(":")
