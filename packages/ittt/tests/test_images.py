@@ -175,7 +175,7 @@ def test_dry_run_of_images(capsys):
 
 
 def test_no_harm_rule_on_images(capsys):
-    words = ["train", "--data", "digits", "--preset", "smoke", "--no-harm", "--norm", "group"]
+    words = ["train", "--data", "digits", "--preset", "smoke", "--norm", "group"]
     assert main(words) == 0
     assert "no harm   lr" in capsys.readouterr().out
 

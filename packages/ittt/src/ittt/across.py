@@ -16,6 +16,7 @@ from ittt.protocol import (
     Way,
     change,
     facts,
+    harmless_rates,
     pooled,
     relative,
     table,
@@ -92,22 +93,34 @@ def harm(task: Task, cells: Table, level: str) -> list[float]:
 
 # ---- no-harm -----------------------------------------------------------------------------------------------
 
+RULE = "no-harm rule"
 GUARDS: dict[str, dict[str, Any]] = {
+    RULE: {},
     "gate and trust region": {"gate": 0.95, "trust": 0.01, "rollback": True, "measure": True},
     "gate": {"gate": 0.95, "rollback": True, "measure": True},
     "trust region": {"trust": 0.01, "rollback": True, "measure": True},
+    "trust region of 0.1 %": {"trust": 0.001, "rollback": True, "measure": True},
+    "lower gap": {"choose": "lower-gap", "measure": True},
     "early stop": {"early_stop": True, "rollback": True, "measure": True},
     "the paper's method": {},
 }
-"""What is measured: the first is the one that the claim is about, the last has no safeguard at all."""
+"""What is measured: the first is the one that the claim is about, the last has no safeguard at all.
+
+The rule chooses a learning rate for each network and batch size (`guard.harmless_lr`). It was found on
+tables and digits of the seeds 100 to 109; a first run (commit b00b746) judged gate and trust region instead.
+"""
 BOUND = 1.0
 """Per cent of the clean error that the upper end of the 95 % interval must stay below."""
 
 
 def no_harm(seeds: int, names: Sequence[str] = ()) -> dict[str, Any]:
-    """Gate and trust region on clean data, in every task at every batch size; the gain that they keep."""
+    """The no-harm rule on clean data, in every task at every batch size; the gain that it keeps; others."""
     chosen = tasks(names)
-    found = {name: guarded(task, task.trials(seeds)) for name, task in chosen.items()}
+    rates = {
+        name: {size: harmless_rates(task, task.trials(seeds), task.settings, size) for size in task.sizes}
+        for name, task in chosen.items()
+    }
+    found = {name: guarded(task, task.trials(seeds), rates[name]) for name, task in chosen.items()}
     first, bare = next(iter(GUARDS)), list(GUARDS)[-1]
     harms = {
         f"{name}, batch {size}": harm_on_clean(task, found[name][size], first)
@@ -124,9 +137,9 @@ def no_harm(seeds: int, names: Sequence[str] = ()) -> dict[str, Any]:
     }
     over = [name for name, bound in bounds.items() if bound >= BOUND]
     return {
-        "claim": "With a gate at the 95 % quantile of clean gaps and a trust region of 1 %, adaptation does "
-        "no harm on clean data",
-        "source": "spec 10.3; not in the paper", "data": named(chosen),
+        "claim": "At a learning rate that held-out clean data show to be harmless, adaptation does no harm "
+        "on clean data",
+        "source": "spec 10.3 and A12; not in the paper", "data": named(chosen),
         "metric": "change_of_the_clean_error", "unit": "%", "better": "lower",
         "ours": harms[worst],
         "against": (f"the paper's method, {worst}", bare_harm(chosen, found, worst)),
@@ -137,6 +150,11 @@ def no_harm(seeds: int, names: Sequence[str] = ()) -> dict[str, Any]:
         "explanation": f"Not shown below {BOUND:g} %: {'; '.join(over)}." if over else "",
         "details": {
             "guards": GUARDS, "upper_ends": bounds,
+            "learning_rates": {
+                f"{name}, batch {size}": sorted(own)
+                for name, by_size in rates.items()
+                for size, own in by_size.items()
+            },
             "of_all_guards": {
                 guard: {
                     f"{name}, batch {size}": facts(harm_on_clean(task, found[name][size], guard))
@@ -155,16 +173,17 @@ def no_harm(seeds: int, names: Sequence[str] = ()) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def guarded(task: Task, trials: Sequence[Trial]) -> dict[int, Table]:
+def guarded(task: Task, trials: Sequence[Trial], rates: Mapping[int, tuple[float, ...]]) -> dict[int, Table]:
     """By batch size: errors not adapted and under every guard; without shift, and at the main size with."""
     print(f"  {task.name}", flush=True)
     rows = {"none": Way("none", task.settings)} | {
         guard: Way("it3", replace(task.settings, **changes)) for guard, changes in GUARDS.items()
     }
-    return {
-        size: table(task, trials, rows, [task.clean, *(() if number else task.shifted)], size)
-        for number, size in enumerate(task.sizes)
-    }
+    found = {}
+    for number, size in enumerate(task.sizes):
+        rows[RULE] = Way("it3", task.settings, rates[size])
+        found[size] = table(task, trials, rows, [task.clean, *(() if number else task.shifted)], size)
+    return found
 
 
 def harm_on_clean(task: Task, cells: Table, guard: str) -> list[float]:

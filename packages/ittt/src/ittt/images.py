@@ -302,11 +302,16 @@ def adapted_config(net: ITTT, pictures: Pictures, config: ImageConfig, run: Run)
     """The configuration, with the learning rate of the no-harm rule where it is asked for."""
     if not config.no_harm:
         return config
+    adapt = without_harm(net, pictures, config.adapt, config.adapt_batch)
+    run.say(f"no harm   lr {adapt.lr:g}")
+    return replace(config, adapt=adapt)
+
+
+def without_harm(net: ITTT, pictures: Pictures, settings: Settings, size: int) -> Settings:
+    """The settings with the learning rate of the no-harm rule, for batches of `size` (0: all images)."""
     device = next(net.parameters()).device
-    parts = zip(pictures.x_clean.split(64), pictures.y_clean.split(64), strict=True)
-    lr = harmless_lr(net, [(x.to(device), y.to(device)) for x, y in parts], config.adapt, wrong)
-    run.say(f"no harm   lr {lr:g}")
-    return replace(config, adapt=replace(config.adapt, lr=lr))
+    parts = (batches(part.to(device), size or len(part)) for part in (pictures.x_clean, pictures.y_clean))
+    return replace(settings, lr=harmless_lr(net, list(zip(*parts, strict=True)), settings, wrong))
 
 
 def errors(net: ITTT, pictures: Pictures, config: ImageConfig) -> dict[str, dict[str, float]]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ittt import inputs
 from ittt.baselines import VARIANTS, method
 from ittt.beside import predict
-from ittt.guard import Calibration
+from ittt.guard import RATES, Calibration, harmless, harmless_lr
 from ittt.inputs import Batch
 from ittt.model import ITTT
 from ittt.settings import Settings
@@ -115,6 +115,8 @@ class Way:
 
     method: str
     settings: Settings
+    rates: tuple[float, ...] = ()
+    """A learning rate for each trial instead of that of the settings; 0 = not adapted."""
 
 
 def ways(settings: Settings, *methods: str) -> dict[str, Way]:
@@ -125,6 +127,8 @@ def ways(settings: Settings, *methods: str) -> dict[str, Way]:
 def errors(task: Task, trials: Sequence[Trial], way: Way, level: str, size: int = 0) -> list[float]:
     """Mean error of a method at one level, seed by seed, in batches of `size` (0: the task's main one)."""
     size = size or task.sizes[0]
+    if way.rates:
+        return _by_rate(task, trials, way, level, size)
     if not task.beside or way.method not in VARIANTS:
         return [measure(task, trial, way, level, size) for trial in trials]
     gate, nets = way.settings.gate, [trial.net for trial in trials]
@@ -133,6 +137,43 @@ def errors(task: Task, trials: Sequence[Trial], way: Way, level: str, size: int 
     found = predict(nets, x, size, replace(way.settings, **VARIANTS[way.method]), gates)
     labels = (trial.tests[level][1] for trial in trials)
     return [float(task.error(p, y).mean()) for p, y in zip(found.prediction, labels, strict=True)]
+
+
+def _by_rate(task: Task, trials: Sequence[Trial], way: Way, level: str, size: int) -> list[float]:
+    """Errors of trials that have learning rates of their own."""
+    found = [0.0] * len(trials)
+    for rate in sorted(set(way.rates)):
+        places = [place for place, own in enumerate(way.rates) if own == rate]
+        own = Way(way.method if rate else "none", replace(way.settings, lr=rate))
+        for place, error in zip(
+            places, errors(task, [trials[place] for place in places], own, level, size), strict=True
+        ):
+            found[place] = error
+    return found
+
+
+def harmless_rates(task: Task, trials: Sequence[Trial], settings: Settings, size: int) -> tuple[float, ...]:
+    """The learning rate of each trial by the no-harm rule, on its clean inputs in batches of `size`."""
+    if not task.beside:
+        return tuple(
+            harmless_lr(
+                trial.net, list(zip(*(batches(part, size) for part in trial.clean), strict=True)), settings,
+                task.error,
+            )
+            for trial in trials
+        )  # fmt: skip
+    x, labels = torch.stack([trial.clean[0] for trial in trials]), [trial.clean[1] for trial in trials]
+    before = [task.error(trial.net(trial.clean[0]), y) for trial, y in zip(trials, labels, strict=True)]
+    rates, left = [0.0] * len(trials), list(range(len(trials)))
+    for lr in (share * settings.lr for share in sorted(RATES)):
+        found = predict([trials[place].net for place in left], x[left], size, replace(settings, lr=lr))
+        after = {place: task.error(p, labels[place]) for place, p in zip(left, found.prediction, strict=True)}
+        left = [place for place in left if harmless(before[place], after[place])]
+        for place in left:
+            rates[place] = lr
+        if not left:
+            break
+    return tuple(rates)
 
 
 def measure(task: Task, trial: Trial, way: Way, level: str, size: int) -> float:
