@@ -25,6 +25,7 @@ from ittt.corruptions import corrupt
 from ittt.guard import harmless_lr
 from ittt.image_config import ImageConfig
 from ittt.model import ITTT
+from ittt.settings import Settings
 from ittt.weights import has_batch_norm, restate
 
 TITLE = "IT3: Idempotent Test-Time Training"
