@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ittt.causes import cause, told
 from ittt.protocol import (
     HISTORY,
     Table,
@@ -55,6 +56,12 @@ def anchor_matters(seeds: int, names: Sequence[str] = ()) -> dict[str, Any]:
     least = min(verdicts, key=lambda name: verdicts[name]["t"])
     missed = [name for name, fact in verdicts.items() if fact["t"] < 3]
     opposite = [name for name, fact in single.items() if fact["t"] < -2]
+    causes = {
+        f"{task.name}, level {level}": cause(task, task.trials(seeds), level)
+        for task in chosen.values()
+        for level in task.anchor
+        if f"{task.group}, level {level}" in missed
+    }
     return {
         "claim": "Freezing the second application is what keeps adaptation from harm: un-frozen it is worse",
         "source": "section 3.2, Eq. 5 against Eq. 6; spec E2", "data": named(chosen),
@@ -64,9 +71,10 @@ def anchor_matters(seeds: int, names: Sequence[str] = ()) -> dict[str, Any]:
         "cent of the error on tables, points on images; ours is the group with the least)",
         "statistic": verdicts[least]["t"], "threshold": 3.0,
         "stand_in": False,
-        "explanation": f"Below three standard errors: {'; '.join(missed)}." if missed else "",
+        "explanation": f"Below three standard errors: {'; '.join(missed)}. Change of the error, F frozen and "
+        f"not: {both_ways(chosen, found, missed)}. With F frozen: {told(causes)}" if missed else "",
         "details": {
-            "history": HISTORY, "groups": verdicts, "tasks": single,
+            "history": HISTORY, "causes_where_missed": causes, "groups": verdicts, "tasks": single,
             "tasks_where_unfrozen_is_better_by_2_se": opposite,
             "errors": {
                 name: {
@@ -89,6 +97,28 @@ def anchors(task: Task, trials: Sequence[Trial]) -> Table:
 def harm(task: Task, cells: Table, level: str) -> list[float]:
     """What not freezing F costs, seed by seed."""
     return change(task, cells["un-frozen"][level], cells["it3"][level], cells["none"][level])
+
+
+def both_ways(chosen: Mapping[str, Task], found: Mapping[str, Table], missed: Sequence[str]) -> str:
+    """What adaptation does to the error in the named cells, with F frozen and not, in words."""
+    parts = []
+    for group, members in by_group(chosen).items():
+        for level in members[0].anchor:
+            if f"{group}, level {level}" in missed:
+                changes = [
+                    facts(
+                        pooled(
+                            [
+                                change(task, cells[way][level], cells["none"][level], cells["none"][level])
+                                for task in members
+                                for cells in [found[task.name]]
+                            ]
+                        )
+                    )["mean"]
+                    for way in ("it3", "un-frozen")
+                ]
+                parts.append(f"{group}, level {level} {changes[0]:+.1f}, {changes[1]:+.1f}")
+    return "; ".join(parts)
 
 
 # ---- no-harm -----------------------------------------------------------------------------------------------
@@ -149,6 +179,9 @@ def no_harm(seeds: int, names: Sequence[str] = ()) -> dict[str, Any]:
         "statistic": BOUND - bounds[worst], "threshold": 0.0,
         "explanation": f"Not shown below {BOUND:g} %: {'; '.join(over)}." if over else "",
         "details": {
+            "causes_on_clean_data_without_a_safeguard": {
+                name: cause(task, task.trials(seeds), task.clean) for name, task in chosen.items()
+            },
             "guards": GUARDS, "upper_ends": bounds,
             "learning_rates": {
                 f"{name}, batch {size}": sorted(own)
@@ -252,6 +285,15 @@ def controls(seeds: int, names: Sequence[str] = ()) -> dict[str, Any]:
     least = min(verdicts, key=lambda name: verdicts[name]["t"])
     no_better = [name for name, fact in verdicts.items() if fact["t"] < 2]
     worse = [name for name, fact in verdicts.items() if fact["t"] < -2]
+    causes = {
+        f"{task.name}, level {task.shifted[-1]}": cause(task, task.trials(seeds), task.shifted[-1])
+        for task in chosen.values()
+    }
+    why = {
+        f"{task.name}, level {task.shifted[-1]}": causes[f"{task.name}, level {task.shifted[-1]}"]
+        for task in chosen.values()
+        if any(name.startswith(f"{task.group}, against") for name in worse)
+    }
     return {
         "claim": "The direction of the step matters: under shift the method is better than both controls",
         "source": "spec 10.6; not in the paper", "data": named(chosen),
@@ -260,10 +302,10 @@ def controls(seeds: int, names: Sequence[str] = ()) -> dict[str, Any]:
         "criterion": "error lower than with either control by > 2 standard errors in every group, mean over "
         "its shifted levels (per cent of the error on tables, points on images; ours is the least)",
         "statistic": verdicts[least]["t"], "threshold": 2.0,
-        "explanation": "Not better by two standard errors: "
-        f"{'; '.join(no_better)}. Worse by two: {'; '.join(worse) or 'none'}." if no_better else "",
+        "explanation": f"Not better by two standard errors: {'; '.join(no_better)}. Worse by two: "
+        f"{'; '.join(worse) or 'none'}. {told(why)}" if no_better else "",
         "details": {
-            "controls": CONTROLS, "groups": verdicts,
+            "controls": CONTROLS, "causes": causes, "groups": verdicts,
             "changes": {name: facts(values) for name, values in changes.items()},
             "tasks": {
                 f"{name}, against {control}": facts(lead(task, found[name], control, task.shifted))

@@ -63,8 +63,9 @@ class Watch:
 
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 """Learning rates that the no-harm rule tries, as shares of the one that the settings have."""
-MOST, SURE = 0.01, 0.95
-"""The harm that it allows, as a share of the clean error, and how sure it must be that harm stays below."""
+MOST, SURE, STIR = 0.01, 0.95, 0.05
+"""The harm that it allows, as a share of the clean error; how sure it must be that harm stays below; and by
+how much of the error the errors of clean inputs may change on average, for better or worse."""
 
 
 def harmless(
@@ -72,14 +73,18 @@ def harmless(
 ) -> bool:
     """Whether errors of the same clean inputs show that their mean rose by at most `most` of what it was.
 
-    The upper end of the one-sided interval of the mean of after - (1 + most) before must not be above 0. Of
-    answers that are right or wrong none may turn wrong: so few change that an interval says nothing.
+    The upper end of the one-sided interval of the mean of after - (1 + most) before must not be above 0, and
+    the mean of |after - before| not above `STIR` of the error, so that what the sample missed is small too.
+    Of answers that are right or wrong none may turn wrong, and the share that then still may (at n answers
+    3 / n, with 95 % confidence) must be within the harm allowed: it takes many answers to show that.
     """
     if len(torch.cat([before, after]).unique()) <= 2:
-        return bool((after <= before).all())
+        unseen = (1 - (1 - sure) ** (1 / len(before))) * float(torch.maximum(before, after).max())
+        return bool((after <= before).all()) and unseen <= most * float(before.mean())
     rise = (after - (1 + most) * before).double()
     width = NormalDist().inv_cdf(sure) * float(rise.std()) / len(rise) ** 0.5
-    return float(rise.mean()) + width <= 0
+    stir = float((after - before).abs().mean())
+    return float(rise.mean()) + width <= 0 and stir <= STIR * float(before.mean())
 
 
 def harmless_lr(

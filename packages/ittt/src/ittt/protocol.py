@@ -126,29 +126,35 @@ def ways(settings: Settings, *methods: str) -> dict[str, Way]:
 
 def errors(task: Task, trials: Sequence[Trial], way: Way, level: str, size: int = 0) -> list[float]:
     """Mean error of a method at one level, seed by seed, in batches of `size` (0: the task's main one)."""
+    found = predictions(task, trials, way, level, size)
+    labels = (trial.tests[level][1] for trial in trials)
+    return [float(task.error(p, y).mean()) for p, y in zip(found, labels, strict=True)]
+
+
+def predictions(
+    task: Task, trials: Sequence[Trial], way: Way, level: str, size: int = 0
+) -> list[Float[Tensor, "m ..."]]:
+    """What a method predicts at one level, trial by trial."""
     size = size or task.sizes[0]
     if way.rates:
         return _by_rate(task, trials, way, level, size)
     if not task.beside or way.method not in VARIANTS:
-        return [measure(task, trial, way, level, size) for trial in trials]
+        return [answers(trial, way, level, size) for trial in trials]
     gate, nets = way.settings.gate, [trial.net for trial in trials]
     gates = torch.tensor([calibrated(trial).gate(gate) for trial in trials]) if gate else None
     x = torch.stack([trial.tests[level][0] for trial in trials])
-    found = predict(nets, x, size, replace(way.settings, **VARIANTS[way.method]), gates)
-    labels = (trial.tests[level][1] for trial in trials)
-    return [float(task.error(p, y).mean()) for p, y in zip(found.prediction, labels, strict=True)]
+    return [*predict(nets, x, size, replace(way.settings, **VARIANTS[way.method]), gates).prediction]
 
 
-def _by_rate(task: Task, trials: Sequence[Trial], way: Way, level: str, size: int) -> list[float]:
-    """Errors of trials that have learning rates of their own."""
-    found = [0.0] * len(trials)
+def _by_rate(task: Task, trials: Sequence[Trial], way: Way, level: str, size: int) -> list[Tensor]:
+    """Predictions of trials that have learning rates of their own."""
+    found = [torch.empty(0)] * len(trials)
     for rate in sorted(set(way.rates)):
         places = [place for place, own in enumerate(way.rates) if own == rate]
         own = Way(way.method if rate else "none", replace(way.settings, lr=rate))
-        for place, error in zip(
-            places, errors(task, [trials[place] for place in places], own, level, size), strict=True
-        ):
-            found[place] = error
+        parts = predictions(task, [trials[place] for place in places], own, level, size)
+        for place, part in zip(places, parts, strict=True):
+            found[place] = part
     return found
 
 
@@ -176,9 +182,9 @@ def harmless_rates(task: Task, trials: Sequence[Trial], settings: Settings, size
     return tuple(rates)
 
 
-def measure(task: Task, trial: Trial, way: Way, level: str, size: int) -> float:
-    """Mean error of a method on one level of one trial, in batches of `size`."""
-    (x, y), settings = trial.tests[level], way.settings
+def answers(trial: Trial, way: Way, level: str, size: int) -> Float[Tensor, "m ..."]:
+    """What a method predicts on one level of one trial, in batches of `size`."""
+    x, settings = trial.tests[level][0], way.settings
     if way.method in ("none", "plain"):  # each input by itself, whatever the batch
         size = max(size, WHOLE)
     elif size == 1 and settings.norm == "eval":
@@ -186,8 +192,7 @@ def measure(task: Task, trial: Trial, way: Way, level: str, size: int) -> float:
         settings, size = replace(settings, per="instance"), inputs.size(x)
     calibration = calibrated(trial) if settings.gate or settings.abstain else None
     ask = method(way.method, trial.net, settings, plain=trial.plain, calibration=calibration)
-    found = torch.cat([ask(part) for part in batches(x, size)])
-    return float(task.error(found, y).mean())
+    return torch.cat([ask(part) for part in batches(x, size)])
 
 
 def batches(x: Batch, size: int) -> list[Batch]:
