@@ -13,11 +13,15 @@ from paperkit import UserError, results
 CIRCUMSTANCES = {"paper": "ittt", "command": "uv run --package ittt ittt reproduce x", "wall_s": 1.0}
 
 
-@pytest.fixture(autouse=True)
-def short(monkeypatch):
-    """Training of an epoch or two."""
-    monkeypatch.setattr(tables, "EPOCHS", (1, 2))
-    monkeypatch.setattr(digits, "EPOCHS", 1)
+@pytest.fixture(autouse=True, scope="module")
+def short():
+    """Training of an epoch or two, once for all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "EPOCHS", (1, 2))
+        patch.setattr(digits, "EPOCHS", 1)
+        for function in (tables.trials, tables.grid, digits.trials):
+            function.cache_clear()
+        yield
     for function in (tables.trials, tables.grid, digits.trials):
         function.cache_clear()
 

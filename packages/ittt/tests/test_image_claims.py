@@ -18,9 +18,21 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A folder for the networks of all tests, each trained once."""
+    caches = (image_tasks.network, image_tasks.trial, image_claims._corrupted)
+    for cached in caches:
+        cached.cache_clear()
+    yield tmp_path_factory.mktemp("networks")
+    for cached in caches:
+        cached.cache_clear()
+
+
 @pytest.fixture
-def tiny(monkeypatch):
+def tiny(monkeypatch, kept):
     """Networks of one epoch on the embedded digits, in the place of every data set."""
+    monkeypatch.chdir(kept)
 
     def recipe(data: str, norm: str, seed: int, presence: bool = True) -> ImageConfig:
         return ImageConfig(
@@ -41,11 +53,6 @@ def tiny(monkeypatch):
         monkeypatch.setattr(module, "at_hand", lambda names: list(names)[:2])
     monkeypatch.setattr(image_claims, "SHOWN", 16)
     monkeypatch.setattr(image_claims, "SHOWN_AT_8", 8)
-    for cached in (image_tasks.network, image_tasks.trial, image_claims._corrupted):
-        cached.cache_clear()
-    yield
-    for cached in (image_tasks.network, image_tasks.trial, image_claims._corrupted):
-        cached.cache_clear()
 
 
 def valid(name: str, fields: dict) -> dict:
