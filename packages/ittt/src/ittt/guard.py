@@ -81,6 +81,8 @@ def harmless(
     if len(torch.cat([before, after]).unique()) <= 2:
         unseen = (1 - (1 - sure) ** (1 / len(before))) * float(torch.maximum(before, after).max())
         return bool((after <= before).all()) and unseen <= most * float(before.mean())
+    if len(before) < 2:
+        return False
     rise = (after - (1 + most) * before).double()
     width = NormalDist().inv_cdf(sure) * float(rise.std()) / len(rise) ** 0.5
     stir = float((after - before).abs().mean())
