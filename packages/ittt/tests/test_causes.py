@@ -1,10 +1,11 @@
 """Causes of harm in closed form, and in words."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
-from ittt import ITTT, causes, protocol, tables
+from ittt import ITTT, causes, tables
 from ittt.protocol import PAPER, Task, Trial
 from ittt.train import row_error
 
@@ -67,8 +68,8 @@ def test_reasons_in_words():
 def test_causes_of_a_real_task_are_numbers(monkeypatch):
     monkeypatch.setattr(tables, "EPOCHS", (1,))
     tables.trials.cache_clear()
-    task = protocol.tasks(["diabetes, 1 epochs"])["diabetes, 1 epochs"]
+    task = tables.task("diabetes", 1)
     found = causes.cause(task, task.trials(2), "0.2")
     tables.trials.cache_clear()
     assert found["aside"] >= 0
-    assert all(abs(value) < 100 for value in found.values())
+    assert all(map(math.isfinite, found.values()))

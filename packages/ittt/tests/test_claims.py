@@ -19,6 +19,7 @@ def short():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tables, "EPOCHS", (1, 2))
         patch.setattr(digits, "EPOCHS", 1)
+        patch.delitem(protocol.GROUPS, "images")  # reading these sets takes seconds
         for function in (tables.trials, tables.grid, digits.trials):
             function.cache_clear()
         yield
