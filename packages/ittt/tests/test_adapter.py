@@ -373,7 +373,7 @@ def test_shortcut_for_norms_is_the_loop():
 
 def test_tied_weights_stay_tied_side_by_side():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 1)).double()
+    model = nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 1)).double()
     model[2].weight = model[0].weight
     net = ITTT(model)
     x = draw(3, 4).double()
@@ -478,7 +478,7 @@ def test_settings_that_the_network_does_not_allow():
     class Asking(nn.Module):
         def __init__(self):
             super().__init__()
-            self.inner = nn.Linear(4, 1)
+            self.inner = nn.Linear(3, 1)
 
         def forward(self, x):
             return self.inner(x) if float(x.sum()) > 0 else self.inner(-x)
@@ -489,7 +489,7 @@ def test_settings_that_the_network_does_not_allow():
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
-            self.inner = nn.Linear(3, 3)
+            self.inner = nn.Linear(2, 2)
 
         def forward(self, x):
             return self.inner(self.inner(x))[:, :1]

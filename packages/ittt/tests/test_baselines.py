@@ -40,7 +40,7 @@ def convs(classes=3, extra=0):
 
 
 def images():
-    return ITTT(convs(extra=4), "channel", outputs=3, task="classes", neutral="uniform")
+    return ITTT(convs(extra=4), "channel", outputs=3, task="classes", neutral="uniform", presence=True)
 
 
 # ---- objectives
@@ -258,7 +258,7 @@ def test_missing_parts_are_named(name, text):
 
 
 def test_bad_uses_of_methods():
-    table = ITTT(nn.Linear(5, 1))
+    table = ITTT(nn.Linear(4, 1))
     for name, text in (("tent", "chooses none"), ("bn", "no batch norm")):
         with pytest.raises(UserError, match=text):
             method(name, table, Settings())

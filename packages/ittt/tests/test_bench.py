@@ -15,8 +15,8 @@ def test_every_case_has_both_sides():
         for case in cases.values():
             calls = case.calls(CPU)
             assert {"ours", "against"} <= set(calls)
-            for call in calls.values():
-                assert call() is not None
+            for side, call in calls.items():
+                assert (call() is None) == (side in bench.PARTS[:3])
 
 
 @pytest.mark.parametrize("kind", ["stacked", "rank-one"])
@@ -41,6 +41,10 @@ def test_record_is_written_and_peak_is_measured(tmp_path):
     assert record["repeats"] == 5
     assert set(record["details"]["cost"]) == {"ours", "two steps", "three steps"}
     assert record["peak_mib"]["ours"] >= 0
+    parts = record["details"]["parts_in_plain_forward_passes"]
+    assert set(parts) == set(bench.PARTS)
+    assert all(cost > 0 for cost in parts.values())
+    assert record["holds"] == (record["explanation"] == "")
 
 
 @pytest.mark.parametrize(

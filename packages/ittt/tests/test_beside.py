@@ -102,7 +102,7 @@ def test_networks_stay_as_they_are(nets, x):
 def test_refuses_what_needs_batches_one_after_another(nets, x):
     with pytest.raises(UserError, match="reset on"):
         predict(nets, x, 4, replace(BASE, reset=False))
-    net = ITTT(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)), "concat")
+    net = ITTT(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)), "concat")
     with pytest.raises(UserError, match="no batch statistics"):
         Beside(net, stacked([net]), torch.zeros(2, dtype=torch.long), replace(BASE, norm="batch"))
 

@@ -13,11 +13,16 @@ from paperkit import UserError, results
 CIRCUMSTANCES = {"paper": "ittt", "command": "uv run --package ittt ittt reproduce x", "wall_s": 1.0}
 
 
-@pytest.fixture(autouse=True)
-def short(monkeypatch):
-    """Training of an epoch or two."""
-    monkeypatch.setattr(tables, "EPOCHS", (1, 2))
-    monkeypatch.setattr(digits, "EPOCHS", 1)
+@pytest.fixture(autouse=True, scope="module")
+def short():
+    """Training of an epoch or two, once for all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "EPOCHS", (1, 2))
+        patch.setattr(digits, "EPOCHS", 1)
+        patch.delitem(protocol.GROUPS, "images")  # reading these sets takes seconds
+        for function in (tables.trials, tables.grid, digits.trials):
+            function.cache_clear()
+        yield
     for function in (tables.trials, tables.grid, digits.trials):
         function.cache_clear()
 
@@ -61,6 +66,20 @@ def test_side_by_side_gives_the_errors_of_one_by_one(gate, size):
     found = task.trials(2)
     alone = errors(replace(task, beside=False), found, way, "0.2", size)
     assert errors(task, found, way, "0.2", size) == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.parametrize("task", [tables.task("diabetes", 1), digits.task("digits mlp")])
+def test_no_harm_rule_side_by_side_chooses_the_rates_of_one_by_one(task):
+    found = task.trials(2)
+    settings = replace(task.settings, lr=3e-2)
+    rates = protocol.harmless_rates(task, found, settings, 8)
+    assert protocol.harmless_rates(replace(task, beside=False), found, settings, 8) == pytest.approx(rates)
+    way = Way("it3", settings, (0.0, 1e-2))
+    each = [
+        errors(task, [found[0]], Way("none", settings), task.shifted[0], 8),
+        errors(task, [found[1]], Way("it3", replace(settings, lr=1e-2)), task.shifted[0], 8),
+    ]
+    assert errors(task, found, way, task.shifted[0], 8) == pytest.approx([value for (value,) in each])
 
 
 def test_images_side_by_side_too():

@@ -13,7 +13,7 @@ import torch
 from ittt import Settings, data
 from ittt.cli import main
 from ittt.config import TRAIN, TrainConfig
-from ittt.guard import harmless_lr
+from ittt.guard import harmless, harmless_lr
 from ittt.train import ROWS, build, load, row_error, train
 from paperkit.run import RunOptions, checkpoints, load_checkpoint, read_metrics
 
@@ -113,8 +113,10 @@ def test_two_processes_give_the_curve_of_one():
 
 
 def test_no_harm_rule_is_printed(capsys):
-    assert main(["train", "--preset", "smoke", "--no-harm", "--steps", "5"]) == 0
+    assert main(["train", "--preset", "smoke", "--steps", "5"]) == 0
     assert "no harm   lr" in capsys.readouterr().out
+    assert main(["train", "--preset", "smoke", "--steps", "5", "--no-no-harm"]) == 0
+    assert "no harm" not in capsys.readouterr().out
 
 
 def test_dry_run_names_data_and_network(capsys):
@@ -286,7 +288,9 @@ def test_missing_entries_are_nested_and_repeat():
 def test_twin_has_the_same_layers_but_for_the_signals_columns():
     net, plain = build(TrainConfig(), 10)
     ours, theirs = (sum(p.numel() for p in part.parameters()) for part in (net, plain))
-    assert ours - theirs == 2 * 30
+    assert ours - theirs == 30
+    net, _ = build(TrainConfig(presence=True), 10)
+    assert sum(p.numel() for p in net.parameters()) - theirs == 2 * 30
     biases = [p for name, p in plain.named_parameters() if name.endswith("bias")]
     assert len(biases) == 4
     assert not any(bool(bias.any()) for bias in biases)
@@ -296,14 +300,40 @@ def test_no_harm_rule_takes_the_largest_rate_that_harms_little():
     net, _ = build(TrainConfig(widths=(8,)), 10)
     rows = data.load(TrainConfig())
     clean = [(rows.x_clean, rows.y_clean)]
-    settings = Settings(steps=1, rollback=False)
-    grid = (10.0, 1.0, 1e-3, 1e-9)
-    found = harmless_lr(net, clean, settings, row_error, grid, most=0.01)
-    harms = {}
-    for lr in grid:
-        one = net.adapter(replace(settings, lr=lr))(rows.x_clean)
-        after, before = (row_error(y, rows.y_clean).mean() for y in (one.prediction, one.before))
-        harms[lr] = float(after / before) - 1
-    assert harms[10.0] > 0.01
-    assert found == max(lr for lr in grid if harms[lr] <= 0.01)
-    assert harmless_lr(net, clean, settings, row_error, (10.0,)) == 0
+    settings, shares = Settings(steps=1, lr=10.0, rollback=False), (1.0, 1e-10, 0.1, 1e-4)
+    shown = {}
+    for share in shares:
+        one = net.adapter(replace(settings, lr=share * settings.lr))(rows.x_clean)
+        before, after = (row_error(y, rows.y_clean) for y in (one.before, one.prediction))
+        shown[share * settings.lr] = harmless(before, after)
+    rising = [shown[lr] for lr in sorted(shown)]
+    assert rising[0]
+    assert not rising[-1]
+    passed = rising.index(False)  # what comes after the first failure does not count
+    assert harmless_lr(net, clean, settings, row_error, shares) == sorted(shown)[passed - 1]
+    assert harmless_lr(net, clean, settings, row_error, (1.0,)) == 0
+
+
+def test_harmless_is_an_upper_end_below_one_per_cent():
+    before = torch.linspace(1, 3, 50)
+    assert harmless(before, before)
+    assert not harmless(before, 1.02 * before)
+    noise = torch.tensor([-1.0, 1.0]).repeat(25)
+    rise = (0.01 * before - 0.3 * noise).double()
+    width = 1.6449 * float(rise.std()) / 50**0.5
+    assert harmless(before, before + 0.3 * noise) == (float(rise.mean()) > width)
+    assert not harmless(before, before + 0.3 * noise)  # shown neither way
+    assert not harmless(before, before + 0.3 * noise, most=0.1)  # they move too much either way
+    assert harmless(before, before + 0.09 * noise, most=0.1)
+
+
+def test_no_answer_may_turn_wrong():
+    before = torch.tensor([100.0, 0.0, 0.0, 100.0])
+    assert not harmless(before, before)  # four answers show nothing
+    many = before.repeat(100)  # of 400 none turned wrong: at most 0.75 % do, of an error of 50 %
+    assert not harmless(many, many)
+    assert harmless(many, many, most=0.016)
+    assert not harmless(many, many, most=0.014)
+    turned = many.clone()
+    turned[1] = 100.0
+    assert not harmless(many, turned, most=0.5)

@@ -48,10 +48,10 @@ def draw(*shape, seed=0):
 
 def test_signal_is_a_feature_of_every_node():
     graphs = rings(4, 7)
-    net = ITTT(Graphs(2 + 2), "node", neutral=0.2)
+    net = ITTT(Graphs(2 + 1), "node", neutral=0.2)
     fed = copy.copy(graphs)
     del fed.y
-    fed.x = torch.cat([graphs.x, torch.tensor([[5.0, 1.0]] * 4 + [[6.0, 1.0]] * 7)], 1)
+    fed.x = torch.cat([graphs.x, torch.tensor([[5.0]] * 4 + [[6.0]] * 7)], 1)
     torch.testing.assert_close(net(graphs, torch.tensor([[5.0], [6.0]])), net.model(fed))
     assert graphs.x.shape == (11, 2)
     assert graphs.y.tolist() == [0, 1]
@@ -59,7 +59,7 @@ def test_signal_is_a_feature_of_every_node():
 
 def test_graphs_alone_in_batches_and_one_by_one():
     torch.manual_seed(0)
-    net = ITTT(Graphs(2 + 2), "node", neutral=0.2)
+    net = ITTT(Graphs(2 + 1), "node", neutral=0.2)
     graphs = rings(4, 7, 5)
     alone = [net.adapter(Settings(rollback=False))(graphs[i]) for i in range(3)]
     each = net.adapter(Settings(per="instance", rollback=False))(graphs)
@@ -81,7 +81,7 @@ def test_predictions_per_node_are_fed_back_per_node():
             return self.out(F.elu(self.first(data.x, data.edge_index)))
 
     torch.manual_seed(0)
-    net = ITTT(Nodes(2 + 3), "node", outputs=2, task="classes", neutral="uniform")
+    net = ITTT(Nodes(2 + 2), "node", outputs=2, task="classes", neutral="uniform")
     graphs = rings(4, 7)
     together = net.adapter(Settings(rollback=False))(graphs)
     assert together.prediction.shape == (11, 2)
@@ -126,7 +126,7 @@ class Sealed(Data):
 
 def test_labels_of_graphs_are_never_read():
     torch.manual_seed(0)
-    net = ITTT(Graphs(2 + 2), "node")
+    net = ITTT(Graphs(2 + 1), "node")
     sealed = Sealed(x=draw(5, 2), edge_index=torch.tensor([[0, 1, 2, 3, 4], [1, 2, 3, 4, 0]]))
     sealed.edge_attr = draw(5, 2).sigmoid()
     with pytest.raises(AssertionError, match="was read"):
@@ -137,4 +137,4 @@ def test_labels_of_graphs_are_never_read():
 def test_graphs_without_edges_are_refused():
     lonely = Batch.from_data_list([Data(x=draw(3, 2), edge_index=torch.empty(2, 0, dtype=torch.long))])
     with pytest.raises(UserError, match="no edges"):
-        ITTT(Graphs(4), "node").adapter()(lonely)
+        ITTT(Graphs(3), "node").adapter()(lonely)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from ittt import ITTT, Settings, image_claims, image_tasks, images, official, protocol, reproduce
+from ittt import ITTT, Settings, image_claims, image_forms, image_tasks, images, official, protocol, reproduce
 from ittt.baselines import method
 from ittt.image_claims import auc, corrupted_mean, ways_of
 from ittt.image_config import ImageConfig
@@ -18,13 +18,34 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture
-def tiny(monkeypatch):
-    """Networks of one epoch on the embedded digits, in the place of every data set."""
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A folder for the networks of all tests, each trained once."""
+    caches = (image_tasks.network, image_tasks.trial, image_claims._corrupted)
+    for cached in caches:
+        cached.cache_clear()
+    yield tmp_path_factory.mktemp("networks")
+    for cached in caches:
+        cached.cache_clear()
 
-    def recipe(data: str, norm: str, seed: int) -> ImageConfig:
+
+@pytest.fixture
+def tiny(monkeypatch, kept):
+    """Networks of one epoch on the embedded digits, in the place of every data set."""
+    monkeypatch.chdir(kept)
+
+    def recipe(data: str, norm: str, seed: int, presence: bool = True) -> ImageConfig:
         return ImageConfig(
-            data="digits", norm=norm, seed=seed, train=300, held_out=50, test=40, epochs=1, corruptions=()
+            data="digits",
+            norm=norm,
+            seed=seed,
+            presence=presence,
+            restate=False,
+            train=300,
+            held_out=50,
+            test=40,
+            epochs=1,
+            corruptions=(),
         )  # pyright: ignore
 
     for module in (image_tasks, image_claims):
@@ -32,11 +53,6 @@ def tiny(monkeypatch):
         monkeypatch.setattr(module, "at_hand", lambda names: list(names)[:2])
     monkeypatch.setattr(image_claims, "SHOWN", 16)
     monkeypatch.setattr(image_claims, "SHOWN_AT_8", 8)
-    for cached in (image_tasks.network, image_tasks.trial, image_claims._corrupted):
-        cached.cache_clear()
-    yield
-    for cached in (image_tasks.network, image_tasks.trial, image_claims._corrupted):
-        cached.cache_clear()
 
 
 def valid(name: str, fields: dict) -> dict:
@@ -248,9 +264,27 @@ def test_rows_of_the_notebook_are_all_there(monkeypatch):
     assert set(official.CORRECTIONS) | set(official.ON_EQ2) < set(found["clean"])
 
 
-@pytest.mark.parametrize("name", ["anchor-matters-images", "no-harm-images", "controls-images"])
+@pytest.mark.parametrize("name", ["anchor-matters", "no-harm", "controls"])
 def test_claims_over_every_task_take_images(tiny, monkeypatch, name):
     monkeypatch.setattr(image_tasks, "at_hand", lambda names: ["mnist"])
-    record = valid(name, reproduce.function(reproduce.CLAIMS[name])(2))
+    record = valid(name, reproduce.function(reproduce.CLAIMS[name])(2, ["images"]))
     assert any("mnist no norm" in arm for arm in record["arms"])
     assert not any("digits" in arm for arm in record["arms"])
+
+
+def test_images_presence_has_both_forms_and_the_plain_twin(tiny, monkeypatch):
+    for module in (image_claims, image_forms):
+        monkeypatch.setattr(module, "NAMES", ("contrast",))
+        monkeypatch.setattr(module, "SEVERITIES", (5,))
+    monkeypatch.setattr(image_forms, "SHOWN", 16)
+    monkeypatch.setattr(image_forms, "at_hand", lambda names: list(names)[:1])
+    monkeypatch.setattr(image_forms, "recipe", image_tasks.recipe)
+    record = valid("images-presence", image_forms.claim(2))
+    assert set(record["details"]["it3_bn_minus_unadapted"]) == {
+        "mnist, batches of 32",
+        "mnist, batches of 128",
+    }
+    rows = {arm.partition(" norm, ")[2] for arm in record["arms"]}
+    assert {"plain, 128", "plain, batch statistics, 32", "restated, with it, 32"} <= rows
+    nets = [image_tasks.network("mnist", "none", 0, bit) for bit in (False, True)]
+    assert [net.presence for net in nets] == [False, True]

@@ -120,6 +120,22 @@ def test_the_network_of_a_run_is_the_trained_one(run):
     assert not net.training
 
 
+def test_stored_statistics_are_those_of_what_predicts(run):
+    net, config = images.restored(run)
+    x = images.load(config).x
+    first = net.model[1](net.model[0](x))
+    torch.testing.assert_close(net.model[2].running_mean, first.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    assert config.restate
+
+
+def test_plain_twin_learns_and_is_by_seed(run):
+    twin = images.train_plain(replace(SMOKE, epochs=8))
+    pictures = images.load(SMOKE)
+    assert float(images.wrong(twin(pictures.x), pictures.y).mean()) < 0.5
+    again = images.train_plain(replace(SMOKE, epochs=8))
+    assert torch.equal(twin(pictures.x_test), again(pictures.x_test))
+
+
 def test_adaptation_never_changes_the_network(run):
     net, config = images.restored(run)
     before = {name: value.clone() for name, value in net.state_dict().items()}
@@ -175,7 +191,7 @@ def test_dry_run_of_images(capsys):
 
 
 def test_no_harm_rule_on_images(capsys):
-    words = ["train", "--data", "digits", "--preset", "smoke", "--no-harm", "--norm", "group"]
+    words = ["train", "--data", "digits", "--preset", "smoke", "--norm", "group"]
     assert main(words) == 0
     assert "no harm   lr" in capsys.readouterr().out
 

@@ -34,7 +34,7 @@ def convs(channels: int, classes: int = 3):
 
 
 def test_signal_of_numbers_is_scaled_and_carries_its_presence():
-    net = ITTT(nn.Linear(3 + extra_inputs(2), 2), outputs=2, neutral=0.2, scale=500.0)
+    net = ITTT(nn.Linear(3 + extra_inputs(2, True), 2), outputs=2, neutral=0.2, presence=True, scale=500.0)
     x, y = draw(4, 3), torch.tensor([[50.0, -100.0]] * 4)
     torch.testing.assert_close(net.encoded(x, net.from_target(y)), torch.tensor([[0.1, -0.2, 1.0]] * 4))
     torch.testing.assert_close(net.encoded(x, None), torch.tensor([[0.2, 0.2, 0.0]] * 4))
@@ -56,7 +56,7 @@ def test_signal_of_classes_is_a_distribution():
 
 
 def test_signal_of_masks_is_a_probability_map():
-    net = ITTT(nn.Conv2d(3 + 2, 1, 3, padding=1), "channel", task="binary", neutral=0.5)
+    net = ITTT(nn.Conv2d(3 + 2, 1, 3, padding=1), "channel", task="binary", neutral=0.5, presence=True)
     x, mask = draw(2, 3, 8, 8), (draw(2, 1, 8, 8, seed=1) > 0).float()
     assert net.encoded(x, net.from_target(mask)).shape == (2, 2, 8, 8)
     torch.testing.assert_close(net.from_output(net(x)), net(x).sigmoid())
@@ -80,7 +80,7 @@ def test_learned_neutral_is_trained():
 
 def test_loss_is_the_sum_of_both_passes_and_masked_draws_one_of_them():
     torch.manual_seed(0)
-    net = ITTT(nn.Linear(3 + 2, 1), neutral=0.5)
+    net = ITTT(nn.Linear(3 + 1, 1), neutral=0.5)
     x, y = draw(6, 3), draw(6, 1, seed=1)
     known = ((net(x, net.from_target(y)) - y) ** 2)[:, 0]
     neutral = ((net(x) - y) ** 2)[:, 0]
@@ -107,15 +107,15 @@ def test_gap_leaves_the_training_mode_as_it_was():
 
 
 def test_concat_and_channel_are_more_inputs():
-    table = nn.Linear(3 + 2, 1)
+    table = nn.Linear(3 + 1, 1)
     torch.testing.assert_close(
         ITTT(table, neutral=0.5)(draw(4, 3)),
-        table(torch.cat([draw(4, 3), torch.tensor([[0.5, 0.0]] * 4)], 1)),
+        table(torch.cat([draw(4, 3), torch.full((4, 1), 0.5)], 1)),
     )
     conv = convs(3 + 4).eval()
     bits = torch.zeros(2, 4, 8, 8)
     bits[:, :3] = 1 / 3
-    net = ITTT(conv, "channel", outputs=3, task="classes", neutral="uniform")
+    net = ITTT(conv, "channel", outputs=3, task="classes", neutral="uniform", presence=True)
     torch.testing.assert_close(net(draw(2, 3, 8, 8)), conv(torch.cat([draw(2, 3, 8, 8), bits], 1)))
 
 
@@ -123,7 +123,7 @@ def test_tokens_get_the_signal_each():
     class Mean(nn.Module):
         def __init__(self):
             super().__init__()
-            self.inner = nn.Linear(3 + 2, 1)
+            self.inner = nn.Linear(3 + 1, 1)
 
         def forward(self, x):
             return self.inner(x).mean(1)
@@ -186,7 +186,7 @@ def test_second_pass_that_resumes_at_the_layer_is_the_whole_one(place):
 
 
 def test_dict_of_tensors():
-    net = ITTT(Named(4 + 2), key="table")
+    net = ITTT(Named(4 + 1), key="table")
     x = {"table": draw(5, 4), "more": draw(5, 2, seed=1)}
     found = {per: net.adapter(Settings(steps=1, per=per))(x) for per in ("batch", "instance")}
     assert found["batch"].prediction.shape == (5, 1)
@@ -260,7 +260,7 @@ def test_bad_construction():
 
 
 def test_bad_batches():
-    net = ITTT(nn.Linear(3 + 2, 1))
+    net = ITTT(nn.Linear(3 + 1, 1))
     adapter, x = net.adapter(), draw(4, 3)
     refused("labels must not", lambda: adapter((x, draw(4, 1))))
     refused("leave 'y' out", lambda: adapter({"x": x, "y": draw(4, 1)}))
@@ -271,14 +271,14 @@ def test_bad_batches():
     hole[2, 1] = torch.nan
     refused("row 2 of the batch has nan in column 1", lambda: adapter(hole))
     refused(r"does not take inputs of shape \(4, 4\)", lambda: adapter(draw(4, 4)))
-    refused(r"output of shape \(4, 2\) cannot be fed back", lambda: ITTT(nn.Linear(5, 2)).adapter()(x))
+    refused(r"output of shape \(4, 2\) cannot be fed back", lambda: ITTT(nn.Linear(4, 2)).adapter()(x))
     refused("targets have shape", lambda: net.loss(x, draw(4)))
     refused("mask is a probability", lambda: net.loss(x, draw(4, 1), mask=2.0))
-    maps = ITTT(nn.Conv2d(3 + 2, 1, 3), "channel")
+    maps = ITTT(nn.Conv2d(3 + 1, 1, 3), "channel")
     refused("cannot be fed back as channels", lambda: maps.adapter()(draw(2, 3, 8, 8)))
-    flat = ITTT(nn.Sequential(nn.Linear(5, 4), nn.Unflatten(1, (1, 2, 2))))
-    refused(r"signal of shape \(4, 2, 2, 2\) cannot be fed back by", lambda: flat.adapter()(x))
-    sized = nn.Sequential(nn.Conv2d(3 + 2, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 1))
+    flat = ITTT(nn.Sequential(nn.Linear(4, 4), nn.Unflatten(1, (1, 2, 2))))
+    refused(r"signal of shape \(4, 1, 2, 2\) cannot be fed back by", lambda: flat.adapter()(x))
+    sized = nn.Sequential(nn.Conv2d(3 + 1, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 1))
     refused("does not take inputs", lambda: ITTT(sized, "channel").adapter()(draw(2, 3, 9, 9)))
 
 
@@ -286,7 +286,7 @@ def test_a_model_of_ones_own_fault_keeps_its_traceback():
     class Broken(nn.Module):
         def __init__(self):
             super().__init__()
-            self.inner = nn.Linear(5, 1)
+            self.inner = nn.Linear(4, 1)
 
         def forward(self, x):
             raise RuntimeError("something else")

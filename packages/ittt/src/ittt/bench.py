@@ -21,6 +21,7 @@ from paperkit import UserError, reproduction, results
 from paperkit.device import choose
 from torch import Tensor, nn
 
+from ittt.adapt import look
 from ittt.config import BenchConfig
 from ittt.inject import extra_inputs
 from ittt.model import ITTT
@@ -65,7 +66,11 @@ def _run(config: BenchConfig, name: str, label: str, case: Case, device: torch.d
     print(f"ittt bench {name} --cases {label}", flush=True)
     since = time.monotonic()
     times = in_turns(case.calls(device), config.repeats, device)
-    rest = {side: values for side, values in times.items() if side not in ("ours", "against")}
+    rest = {
+        side: values
+        for side, values in times.items()
+        if side not in ("ours", "against", *PARTS) and not side.startswith(LARGE)
+    }
     peaks = {side: peak_mib(name, label, side, config) for side in ("ours", "against")}
     suffix = "" if device.type == "cpu" else f"-{device.type}"
     words = f"--cases {label} --repeats {config.repeats} --threads {config.threads}"
@@ -93,6 +98,8 @@ def _details(name: str, times: dict[str, list[float]], rest: Any, peaks: dict[st
         found["cost"] = {side: 1 / ratio for side, ratio in found["ratios"].items()}
         found["memory"] = peaks["ours"] / peaks["against"] if peaks["against"] else None
         found["paper"] = TABLES_2_TO_5
+        found["parts_in_plain_forward_passes"] = {part: median(times[part]) / base for part in PARTS}
+        found[f"cost_at_{LARGE}"] = median(times[f"{LARGE}, one step"]) / median(times[f"{LARGE}, forward"])
     return found
 
 
@@ -104,6 +111,17 @@ def _why(name: str, label: str, target: float, times: dict[str, list[float]]) ->
         return (
             "Convolutions take the time here. Freezing F saves one of six passes of a step (the weights' "
             "gradient in F), and what comes before the signal is computed once a batch: no more to save."
+        )
+    if name == "cost":
+        base = median(times["against"])
+        parts = [f"{part} {median(times[part]) / base:.1f}" for part in PARTS]
+        whole = median(times["ours"]) / base
+        rest = whole - sum(median(times[part]) / base for part in PARTS)
+        large = median(times[f"{LARGE}, one step"]) / median(times[f"{LARGE}, forward"])
+        why = "; the difference is PyTorch's time per call on small tensors" if large < 0.8 * whole else ""
+        return (
+            f"Of {whole:.1f} plain forward passes: {', '.join(parts)}, checks and the report {rest:.1f}. "
+            f"With {LARGE} the same step costs {large:.1f}{why}."
         )
     return ""
 
@@ -186,16 +204,48 @@ def cost(label: str) -> Callable[[torch.device], dict[str, Call]]:
         net, x = network(label).to(device).eval(), batch(label).to(device)
 
         def plain() -> Tensor:
-            with torch.no_grad():
-                return net(x)
+            return forward(net, x)
 
-        calls: dict[str, Call] = {"against": plain}
+        calls: dict[str, Call] = {"against": plain, **parts(net, x)}
+        many = torch.cat([x] * MANY)
+        large = net.adapter(replace(BARE, steps=1))
+        calls[f"{LARGE}, forward"] = lambda: forward(net, many)
+        calls[f"{LARGE}, one step"] = lambda: large(many)
         for steps, side in ((1, "ours"), (2, "two steps"), (3, "three steps")):
             adapter = net.adapter(replace(BARE, steps=steps))
             calls[side] = lambda adapter=adapter: adapter(x)
         return calls
 
     return make
+
+
+@torch.no_grad()
+def forward(net: ITTT, x: Tensor) -> Tensor:
+    """A plain forward pass."""
+    return net(x)
+
+
+PARTS = ("both applications and the backward pass", "the optimiser", "the reset", "predicting")
+"""What a step is made of, each timed alone."""
+MANY = 16
+LARGE = f"{MANY} times the batch"
+
+
+def parts(net: ITTT, x: Tensor) -> dict[str, Call]:
+    """The `PARTS` of one step on a batch."""
+    settings = replace(BARE, steps=1)
+    copies = net.adapter(settings).shared
+    copies.begin(x, settings)
+
+    def backward() -> None:
+        look(copies, x, settings, adapting=True).gaps.mean().backward()
+        copies.clear()
+
+    calls = (
+        backward, copies.optimiser.step, lambda: copies.reset(False),
+        lambda: look(copies, x, settings, measure=False),
+    )  # fmt: skip
+    return dict(zip(PARTS, calls, strict=True))
 
 
 def _torch_ttt() -> str:

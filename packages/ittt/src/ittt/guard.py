@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import torch
@@ -60,31 +61,64 @@ class Watch:
         return found
 
 
+RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
+"""Learning rates that the no-harm rule tries, as shares of the one that the settings have."""
+MOST, SURE, STIR = 0.01, 0.95, 0.05
+"""The harm that it allows, as a share of the clean error; how sure it must be that harm stays below; and by
+how much of the error the errors of clean inputs may change on average, for better or worse."""
+
+
+def harmless(
+    before: Float[Tensor, " n"], after: Float[Tensor, " n"], most: float = MOST, sure: float = SURE
+) -> bool:
+    """Whether errors of the same clean inputs show that their mean rose by at most `most` of what it was.
+
+    The upper end of the one-sided interval of the mean of after - (1 + most) before must not be above 0, and
+    the mean of |after - before| not above `STIR` of the error, so that what the sample missed is small too.
+    Of answers that are right or wrong none may turn wrong, and the share that then still may (at n answers
+    3 / n, with 95 % confidence) must be within the harm allowed: it takes many answers to show that.
+    """
+    if len(torch.cat([before, after]).unique()) <= 2:
+        unseen = (1 - (1 - sure) ** (1 / len(before))) * float(torch.maximum(before, after).max())
+        return bool((after <= before).all()) and unseen <= most * float(before.mean())
+    if len(before) < 2:
+        return False
+    rise = (after - (1 + most) * before).double()
+    width = NormalDist().inv_cdf(sure) * float(rise.std()) / len(rise) ** 0.5
+    stir = float((after - before).abs().mean())
+    return float(rise.mean()) + width <= 0 and stir <= STIR * float(before.mean())
+
+
 def harmless_lr(
     net: "ITTT",
     batches: Sequence[tuple[Batch, Tensor]],
     settings: Settings,
     error: Callable[[Tensor, Tensor], Float[Tensor, " b"]],
-    grid: Sequence[float] = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5),
-    most: float = 0.01,
+    shares: Sequence[float] = RATES,
+    most: float = MOST,
+    sure: float = SURE,
 ) -> float:
-    """The largest learning rate of the grid that raises the error on clean batches by at most `most`.
+    """The largest learning rate, up to that of `settings`, that clean inputs show to be `harmless`.
 
-    `batches` are (inputs, labels) of the training distribution, `error(predictions, labels)` one number per
-    sample; shifted labels are never needed. 0.0 where every rate of the grid harms more.
+    `batches` are (inputs, labels) of the training distribution, in batches as they will be adapted to, and
+    `error(predictions, labels)` is one number per sample; shifted labels are never needed. Rates are tried
+    from the smallest up, until one fails: a fixed sequence of tests needs no correction for their number.
+    0.0 where the smallest fails.
     """
     if not batches:
         raise UserError("the no-harm rule needs clean labelled inputs: give at least one batch")
-    before = None
-    for lr in sorted(grid, reverse=True):
+    found = 0.0
+    for lr in (share * settings.lr for share in sorted(shares)):
         adapter = net.adapter(replace(settings, lr=lr))
-        found = [(adapter(x), labels) for x, labels in batches]
-        after = torch.cat([error(one.prediction, labels) for one, labels in found]).mean()
-        if before is None:
-            before = torch.cat([error(one.before, labels) for one, labels in found]).mean()
-        if float(after) <= (1 + most) * float(before):
-            return lr
-    return 0.0
+        pairs = [(adapter(x), labels) for x, labels in batches]
+        before, after = (
+            torch.cat([error(getattr(one, name), labels) for one, labels in pairs])
+            for name in ("before", "prediction")
+        )
+        if not harmless(before, after, most, sure):
+            break
+        found = lr
+    return found
 
 
 def thresholds(settings: Settings, calibration: Calibration | None) -> tuple[float | None, float | None]:

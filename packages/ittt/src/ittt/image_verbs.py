@@ -30,11 +30,14 @@ def adapt_images(config: AdaptConfig) -> list[dict[str, Any]]:
     net, recipe = images.restored(config.run)
     pictures, classes = images.load(recipe), open_set(recipe.set_name, "test").classes
     names, x = read_images(Path(config.rows), pictures.x)
-    calibration = None
+    calibration, settings = None, config.adapt
+    if config.no_harm:
+        settings = images.without_harm(net, pictures, settings, config.batch)
+        print(f"no harm: learning rate {settings.lr:g}")
     if config.adapt.gate or config.adapt.abstain:
         scored = "batch" if config.adapt.norm == "batch" else "eval"
         calibration = net.calibrate([pictures.x_clean], scored)
-    adapter, rows = net.adapter(config.adapt, calibration), []
+    adapter, rows = net.adapter(settings, calibration), []
     for part in images.batches(x, config.batch or len(x)):
         found = adapter(part)
         for facts, after, before in zip(

@@ -25,6 +25,8 @@ from ittt.corruptions import corrupt
 from ittt.guard import harmless_lr
 from ittt.image_config import ImageConfig
 from ittt.model import ITTT
+from ittt.settings import Settings
+from ittt.weights import has_batch_norm, restate
 
 TITLE = "IT3: Idempotent Test-Time Training"
 SUBTITLE = "arXiv 2410.04201"
@@ -127,15 +129,20 @@ def resnet18(pictures: Pictures, norm: str) -> nn.Sequential:
     return nn.Sequential(Standard(pictures.x), net)
 
 
+def layers(config: ImageConfig, pictures: Pictures) -> nn.Sequential:
+    """The network without the signal, at step 0."""
+    small = config.net == "small"
+    return convnet(pictures, config.norm) if small else resnet18(pictures, config.norm)
+
+
 def build(config: ImageConfig, pictures: Pictures) -> ITTT:
     """f at step 0."""
     rng.seed_everything(config.seed)
-    small = config.net == "small"
-    model = convnet(pictures, config.norm) if small else resnet18(pictures, config.norm)
+    small, model = config.net == "small", layers(config, pictures)
     neutral = config.neutral if config.neutral in ("uniform", "learned") else float(config.neutral)
     return ITTT(
         model, "feature", layer=INJECTED if small else "1.layer2", outputs=CLASSES, task="classes",
-        neutral=neutral, smoothing=config.smoothing, width=0 if small else 128,
+        neutral=neutral, presence=config.presence, smoothing=config.smoothing, width=0 if small else 128,
     )  # fmt: skip
 
 
@@ -178,7 +185,7 @@ def train(config: ImageConfig, options: RunOptions | None = None, preset: str = 
         for step in run.steps(start, steps):
             # One step of Eq. 2, two passes; the learning rate falls along a cosine.
             for group in optimiser.param_groups:
-                group["lr"] = config.lr * (1 + math.cos(math.pi * (step - 1) / steps)) / 2
+                group["lr"] = rate(config, step, steps)
             chosen = parallel.shard(
                 torch.from_numpy(batch_indices(len(pictures.x), config.batch, config.seed, step - 1))
             )
@@ -195,6 +202,8 @@ def train(config: ImageConfig, options: RunOptions | None = None, preset: str = 
 
             # Once in a while: a test, a line, a checkpoint.
             ended = step == steps
+            if ended and config.restate and has_batch_norm(net):
+                restate(net, pictures.x.to(device.device).split(500))
             telling, testing, saving = (
                 step % every == 0 or ended
                 for every in (config.log_every, config.test_every, config.save_every)
@@ -223,6 +232,27 @@ def train(config: ImageConfig, options: RunOptions | None = None, preset: str = 
 def length(config: ImageConfig, pictures: Pictures) -> int:
     """Steps in all: whole batches of each epoch."""
     return config.epochs * max(1, len(pictures.x) // config.batch)
+
+
+def rate(config: ImageConfig, step: int, steps: int) -> float:
+    """The learning rate of a step (the first is 1): from `lr` to 0 along a cosine."""
+    return config.lr * (1 + math.cos(math.pi * (step - 1) / steps)) / 2
+
+
+def train_plain(config: ImageConfig) -> nn.Module:
+    """A plain twin on the CPU: the same layers, seed, order and rates, without the signal and its pass."""
+    pictures = load(config)
+    rng.seed_everything(config.seed, "plain")
+    net = layers(config, pictures)
+    optimiser, steps = torch.optim.Adam(net.parameters(), config.lr), length(config, pictures)
+    for step in range(1, steps + 1):
+        for group in optimiser.param_groups:
+            group["lr"] = rate(config, step, steps)
+        chosen = torch.from_numpy(batch_indices(len(pictures.x), config.batch, config.seed, step - 1))
+        optimiser.zero_grad(set_to_none=True)
+        F.cross_entropy(net(pictures.x[chosen]), pictures.y[chosen]).backward()
+        optimiser.step()
+    return net.eval().requires_grad_(False)
 
 
 def restored(where: str | Path) -> tuple[ITTT, ImageConfig]:
@@ -262,11 +292,16 @@ def adapted_config(net: ITTT, pictures: Pictures, config: ImageConfig, run: Run)
     """The configuration, with the learning rate of the no-harm rule where it is asked for."""
     if not config.no_harm:
         return config
+    adapt = without_harm(net, pictures, config.adapt, config.adapt_batch)
+    run.say(f"no harm   lr {adapt.lr:g}")
+    return replace(config, adapt=adapt)
+
+
+def without_harm(net: ITTT, pictures: Pictures, settings: Settings, size: int) -> Settings:
+    """The settings with the learning rate of the no-harm rule, for batches of `size` (0: all images)."""
     device = next(net.parameters()).device
-    parts = zip(pictures.x_clean.split(64), pictures.y_clean.split(64), strict=True)
-    lr = harmless_lr(net, [(x.to(device), y.to(device)) for x, y in parts], config.adapt, wrong)
-    run.say(f"no harm   lr {lr:g}")
-    return replace(config, adapt=replace(config.adapt, lr=lr))
+    parts = (batches(part.to(device), size or len(part)) for part in (pictures.x_clean, pictures.y_clean))
+    return replace(settings, lr=harmless_lr(net, list(zip(*parts, strict=True)), settings, wrong))
 
 
 def errors(net: ITTT, pictures: Pictures, config: ImageConfig) -> dict[str, dict[str, float]]:

@@ -22,7 +22,7 @@ Place = Literal["concat", "channel", "node", "feature"]
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def extra_inputs(outputs: int = 1, presence: bool = True) -> int:
+def extra_inputs(outputs: int = 1, presence: bool = False) -> int:
     """How many more inputs (columns, channels, node features) the network needs for the signal."""
     return outputs + presence
 

@@ -56,7 +56,7 @@ class ITTT(nn.Module):
         outputs: int = 1,
         task: str = "regression",
         neutral: float | str = 0.0,
-        presence: bool = True,
+        presence: bool = False,
         gap: str = "auto",
         scale: float = 1.0,
         smoothing: float = 0.0,

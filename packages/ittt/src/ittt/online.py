@@ -31,8 +31,14 @@ GRID = (1.0, 0.9999, 0.999, 0.99)
 """Decays of F, from frozen to fast."""
 RATES = (1e-4, 1e-3)
 CARRIED = replace(PAPER, steps=2, reset=False)
-GUARD = 0.1
-"""Share of the weights' norm at which the guard of `Settings.online` returns to the trained weights."""
+GUARD, LOOSE = Settings.online().guard, 0.1
+"""Shares of the weights' norm at which the guard returns to the trained weights: the default, and one that
+lets the stream go too far."""
+HISTORY = (
+    f"A first run (commit d18ca20) had the guard at {LOOSE:g}, which let the error of clean streams rise. "
+    f"{GUARD:g} was chosen on seeds 100 to 105 among 0.01, 0.02, 0.03 and 0.05; the claim's seeds, rates and "
+    "criterion are those of the first run."
+)
 STREAMS = {
     "ramp": "from none to 30 % missing, slowly",
     "clean": "nothing missing",
@@ -102,9 +108,10 @@ def ways() -> dict[str, Settings]:
             anchor = "frozen" if decay == 1 else "ema"
             found[f"F decays {decay:g}, lr {lr:g}"] = replace(CARRIED, anchor=anchor, decay=decay, lr=lr)
         found[f"F is f, lr {lr:g}"] = replace(CARRIED, anchor="none", lr=lr)
-        found[f"F decays 0.99, lr {lr:g}, guard"] = replace(
-            CARRIED, anchor="ema", decay=0.99, lr=lr, guard=GUARD
-        )
+        for word, guard in (("guard", GUARD), (f"guard at {LOOSE:g}", LOOSE)):
+            found[f"F decays 0.99, lr {lr:g}, {word}"] = replace(
+                CARRIED, anchor="ema", decay=0.99, lr=lr, guard=guard
+            )
     return found
 
 
@@ -146,7 +153,7 @@ def online(seeds: int, names: Sequence[str] = ()) -> dict[str, Any]:
         "statistic": len(checks) - len(missed), "threshold": len(checks),
         "explanation": f"Does not hold: {'; '.join(missed)}." if missed else "",
         "details": {
-            "checks": checks, "streams": STREAMS, "cells": verdict, "ends": ends,
+            "checks": checks, "history": HISTORY, "streams": STREAMS, "cells": verdict, "ends": ends,
             "settings": {name: vars(way) for name, way in ways().items()},
             "online_minus_offline": against_offline(cells),
             "by_table": {

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ittt import inputs
 from ittt.baselines import VARIANTS, method
 from ittt.beside import predict
-from ittt.guard import Calibration
+from ittt.guard import RATES, Calibration, harmless, harmless_lr
 from ittt.inputs import Batch
 from ittt.model import ITTT
 from ittt.settings import Settings
@@ -39,10 +39,9 @@ PRESENCE = False
 GROUPS: dict[str, str] = {
     "tables": "ittt.tables:tasks",
     "digits": "ittt.digits:tasks",
+    "images": "ittt.image_tasks:tasks",
 }
 """Tasks of the claims over every task: a group's name -> "module:function", which returns its tasks."""
-APART: dict[str, str] = {"images": "ittt.image_tasks:tasks"}
-"""More groups, for when they are named: these take minutes, and have fewer seeds."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +86,10 @@ class Task:
 
 
 def tasks(names: Iterable[str] = ()) -> dict[str, Task]:
-    """All tasks of `GROUPS`, or the named tasks and groups, those `APART` too; raises for an unknown name."""
+    """All tasks of `GROUPS`, or the named tasks and groups; raises for an unknown name."""
     found: dict[str, tuple[Task, set[str]]] = {}
-    wanted, places = set(names), GROUPS | APART
-    if not wanted:
-        places = GROUPS
-    elif wanted <= places.keys():
+    wanted, places = set(names), GROUPS
+    if wanted and wanted <= places.keys():
         places = {key: places[key] for key in wanted}
     for key, place in places.items():
         module, _, function = place.partition(":")
@@ -118,6 +115,8 @@ class Way:
 
     method: str
     settings: Settings
+    rates: tuple[float, ...] = ()
+    """A learning rate for each trial instead of that of the settings; 0 = not adapted."""
 
 
 def ways(settings: Settings, *methods: str) -> dict[str, Way]:
@@ -127,20 +126,65 @@ def ways(settings: Settings, *methods: str) -> dict[str, Way]:
 
 def errors(task: Task, trials: Sequence[Trial], way: Way, level: str, size: int = 0) -> list[float]:
     """Mean error of a method at one level, seed by seed, in batches of `size` (0: the task's main one)."""
+    found = predictions(task, trials, way, level, size)
+    labels = (trial.tests[level][1] for trial in trials)
+    return [float(task.error(p, y).mean()) for p, y in zip(found, labels, strict=True)]
+
+
+def predictions(
+    task: Task, trials: Sequence[Trial], way: Way, level: str, size: int = 0
+) -> list[Float[Tensor, "m ..."]]:
+    """What a method predicts at one level, trial by trial."""
     size = size or task.sizes[0]
+    if way.rates:
+        return _by_rate(task, trials, way, level, size)
     if not task.beside or way.method not in VARIANTS:
-        return [measure(task, trial, way, level, size) for trial in trials]
+        return [answers(trial, way, level, size) for trial in trials]
     gate, nets = way.settings.gate, [trial.net for trial in trials]
     gates = torch.tensor([calibrated(trial).gate(gate) for trial in trials]) if gate else None
     x = torch.stack([trial.tests[level][0] for trial in trials])
-    found = predict(nets, x, size, replace(way.settings, **VARIANTS[way.method]), gates)
-    labels = (trial.tests[level][1] for trial in trials)
-    return [float(task.error(p, y).mean()) for p, y in zip(found.prediction, labels, strict=True)]
+    return [*predict(nets, x, size, replace(way.settings, **VARIANTS[way.method]), gates).prediction]
 
 
-def measure(task: Task, trial: Trial, way: Way, level: str, size: int) -> float:
-    """Mean error of a method on one level of one trial, in batches of `size`."""
-    (x, y), settings = trial.tests[level], way.settings
+def _by_rate(task: Task, trials: Sequence[Trial], way: Way, level: str, size: int) -> list[Tensor]:
+    """Predictions of trials that have learning rates of their own."""
+    found = [torch.empty(0)] * len(trials)
+    for rate in sorted(set(way.rates)):
+        places = [place for place, own in enumerate(way.rates) if own == rate]
+        own = Way(way.method if rate else "none", replace(way.settings, lr=rate))
+        parts = predictions(task, [trials[place] for place in places], own, level, size)
+        for place, part in zip(places, parts, strict=True):
+            found[place] = part
+    return found
+
+
+def harmless_rates(task: Task, trials: Sequence[Trial], settings: Settings, size: int) -> tuple[float, ...]:
+    """The learning rate of each trial by the no-harm rule, on its clean inputs in batches of `size`."""
+    if not task.beside:
+        return tuple(
+            harmless_lr(
+                trial.net, list(zip(*(batches(part, size) for part in trial.clean), strict=True)), settings,
+                task.error,
+            )
+            for trial in trials
+        )  # fmt: skip
+    x, labels = torch.stack([trial.clean[0] for trial in trials]), [trial.clean[1] for trial in trials]
+    before = [task.error(trial.net(trial.clean[0]), y) for trial, y in zip(trials, labels, strict=True)]
+    rates, left = [0.0] * len(trials), list(range(len(trials)))
+    for lr in (share * settings.lr for share in sorted(RATES)):
+        found = predict([trials[place].net for place in left], x[left], size, replace(settings, lr=lr))
+        after = {place: task.error(p, labels[place]) for place, p in zip(left, found.prediction, strict=True)}
+        left = [place for place in left if harmless(before[place], after[place])]
+        for place in left:
+            rates[place] = lr
+        if not left:
+            break
+    return tuple(rates)
+
+
+def answers(trial: Trial, way: Way, level: str, size: int) -> Float[Tensor, "m ..."]:
+    """What a method predicts on one level of one trial, in batches of `size`."""
+    x, settings = trial.tests[level][0], way.settings
     if way.method in ("none", "plain"):  # each input by itself, whatever the batch
         size = max(size, WHOLE)
     elif size == 1 and settings.norm == "eval":
@@ -148,8 +192,7 @@ def measure(task: Task, trial: Trial, way: Way, level: str, size: int) -> float:
         settings, size = replace(settings, per="instance"), inputs.size(x)
     calibration = calibrated(trial) if settings.gate or settings.abstain else None
     ask = method(way.method, trial.net, settings, plain=trial.plain, calibration=calibration)
-    found = torch.cat([ask(part) for part in batches(x, size)])
-    return float(task.error(found, y).mean())
+    return torch.cat([ask(part) for part in batches(x, size)])
 
 
 def batches(x: Batch, size: int) -> list[Batch]:

@@ -27,9 +27,7 @@ CLAIMS: dict[str, str] = {
     "gap-predicts-error": "ittt.image_claims:gap_predicts_error",
     "images": "ittt.image_claims:images_claim",
     "images-statistics": "ittt.image_claims:images_statistics",
-    "anchor-matters-images": "ittt.image_claims:anchor_matters",
-    "no-harm-images": "ittt.image_claims:no_harm",
-    "controls-images": "ittt.image_claims:controls",
+    "images-presence": "ittt.image_forms:claim",
     "official-mnist": "ittt.official:claim",
     "retrofit": "ittt.retrofit:claim",
     "faces": "ittt.faces:claim",
@@ -38,7 +36,7 @@ CLAIMS: dict[str, str] = {
 SEEDS: dict[str, int] = {
     "anchor-matters": 20, "tables": 20, "no-harm": 20, "controls": 20,
     "online": 10, "sensitivity": 10, "presence": 10,
-    "official-mnist": 8, "retrofit": 3, "faces": 3,
+    "official-mnist": 8, "retrofit": 3, "faces": 3, "images-presence": 3,
 }  # fmt: skip
 """How many seeds a claim takes unless the command says otherwise; five where it is not listed."""
 

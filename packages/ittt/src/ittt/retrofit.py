@@ -97,8 +97,8 @@ def squeezenet(classes: list[int]) -> nn.Sequential:
 def retrofitted(model: nn.Module, classes: int) -> ITTT:
     """The model with a zero branch for the signal."""
     return ITTT(
-        model, "feature", layer=BRANCH, outputs=classes, task="classes", neutral="uniform", width=WIDTH,
-        retrofit=True,
+        model, "feature", layer=BRANCH, outputs=classes, task="classes", neutral="uniform", presence=True,
+        width=WIDTH, retrofit=True,
     )  # fmt: skip
 
 

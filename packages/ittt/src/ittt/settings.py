@@ -81,7 +81,7 @@ class Settings:
 
         The paper gives no values; faster averages and larger steps collapse.
         """
-        return cls(**{"reset": False, "anchor": "ema", "lr": 1e-4, "guard": 0.1, **changes})
+        return cls(**{"reset": False, "anchor": "ema", "lr": 1e-4, "guard": 0.03, **changes})
 
     def _check_numbers(self) -> None:
         if self.steps < 0 or self.chunk < 1:

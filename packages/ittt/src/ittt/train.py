@@ -21,6 +21,7 @@ from ittt.guard import Calibration, harmless_lr
 from ittt.inject import extra_inputs
 from ittt.model import ITTT
 from ittt.networks import Perceptron
+from ittt.settings import Settings
 
 TITLE = "IT3: Idempotent Test-Time Training"
 SUBTITLE = "arXiv 2410.04201"
@@ -167,11 +168,16 @@ def settings_of(net: ITTT, rows: Rows, config: TrainConfig, run: Run) -> TrainCo
     """The configuration, with the learning rate of the no-harm rule where it is asked for."""
     if not config.no_harm:
         return config
+    adapt = without_harm(net, rows, config.adapt, config.adapt_batch)
+    run.say(f"no harm   lr {adapt.lr:g}")
+    return replace(config, adapt=adapt)
+
+
+def without_harm(net: ITTT, rows: Rows, settings: Settings, size: int) -> Settings:
+    """The settings with the learning rate of the no-harm rule, for batches of `size` (0: all rows)."""
     device = next(net.parameters()).device
-    clean = [(rows.x_clean.to(device), rows.y_clean.to(device))]
-    lr = harmless_lr(net, clean, config.adapt, row_error)
-    run.say(f"no harm   lr {lr:g}")
-    return replace(config, adapt=replace(config.adapt, lr=lr))
+    parts = (part.to(device).split(size or len(part)) for part in (rows.x_clean, rows.y_clean))
+    return replace(settings, lr=harmless_lr(net, list(zip(*parts, strict=True)), settings, row_error))
 
 
 def errors(net: ITTT, plain: nn.Module, rows: Rows, config: TrainConfig) -> dict[str, dict[str, float]]:

@@ -11,9 +11,10 @@ from paperkit import UserError, report
 from paperkit.run import atomic, find
 from torch import Tensor
 
+from ittt import data
 from ittt.config import AdaptConfig, ReportConfig
 from ittt.image_verbs import adapt_images, is_image_run
-from ittt.train import SUBTITLE, TITLE, calibrated, load
+from ittt.train import SUBTITLE, TITLE, calibrated, load, without_harm
 
 
 def adapt_rows(config: AdaptConfig) -> Path:
@@ -23,8 +24,11 @@ def adapt_rows(config: AdaptConfig) -> Path:
     trained = load(config.run)
     names, rows = read_rows(Path(config.rows))
     x = standardised(rows, names, trained.scale.x_mean, trained.scale.x_std, config)
-    needs = config.adapt.gate or config.adapt.abstain
-    adapter = trained.net.adapter(config.adapt, calibrated(trained) if needs else None)
+    settings, needs = config.adapt, config.adapt.gate or config.adapt.abstain
+    if config.no_harm:
+        settings = without_harm(trained.net, data.load(trained.config), settings, config.batch)
+        print(f"no harm: learning rate {settings.lr:g}")
+    adapter = trained.net.adapter(settings, calibrated(trained) if needs else None)
     written: list[dict[str, Any]] = []
     for part in x.split(config.batch or len(x)):
         found = adapter(part)
