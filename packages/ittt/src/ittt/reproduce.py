@@ -32,7 +32,7 @@ CLAIMS: dict[str, str] = {
     "controls-images": "ittt.image_claims:controls",
     "official-mnist": "ittt.official:claim",
     "retrofit": "ittt.retrofit:claim",
-    "faces": "ittt.faces:claim",
+    "faces": "ittt.face_claim:claim",
 }
 """Result file -> "module:function"; imported when it is run."""
 SEEDS: dict[str, int] = {
