@@ -6,18 +6,21 @@ known, and the network learns in one pass, each face fed its age or none. The cl
 
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from paperkit import UserError, parallel, rng
 from paperkit.data import batch_indices, open_set, permutation
-from paperkit.images import to_float
+from paperkit.images import natural_order, read_folder, to_float
 from torch import Tensor, nn
 
-from ittt.images import Standard
+from ittt.images import Standard, batches
 from ittt.model import ITTT
+from ittt.settings import Settings
 from ittt.task_config import FacesConfig
-from ittt.task_loop import Loss
+from ittt.task_loop import Loss, Work
 
 YEARS, NEUTRAL, RANGE = 50.0, -1.0, (20, 60)
 WIDTHS = (8, 16, 32, 64)
@@ -146,3 +149,58 @@ def length(config: FacesConfig) -> int:
 def years(prediction: Float[Tensor, "n 1"], y: Float[Tensor, "n 1"]) -> Float[Tensor, " n"]:
     """Absolute error of each face."""
     return YEARS * (prediction - y).abs()[:, 0]
+
+
+# ---- the verbs ---------------------------------------------------------------------------------------------
+
+
+class FaceWork(Work):
+    """The faces of a configuration and the network that learns from them."""
+
+    metric = "mean absolute error in years"
+
+    def __init__(self, config: FacesConfig):
+        self.config, self.parts = config, load(config)
+        self.data, self.steps = self.parts.name, length(config)
+        self.net = build(config, self.parts)
+        self.network = f"thin ResNet-18 of widths {'-'.join(map(str, WIDTHS))}"
+        self.clean = (self.parts.clean.x, self.parts.clean.y)
+        self._loss = loss(config, self.net, self.parts)
+
+    def loss(self, step: int) -> Float[Tensor, ""]:
+        return self._loss(step)
+
+    def score(self, prediction: Tensor, y: Tensor) -> Float[Tensor, " n"]:
+        return years(prediction, y)
+
+    def tests(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """In range, younger and older; a side without two faces is left out."""
+        inside, outside = self.parts.inside, self.parts.outside
+        age = outside.y[:, 0] * YEARS
+        found = {"in range": (inside.x, inside.y)}
+        for name, chosen in (("younger", age < RANGE[0]), ("older", age > RANGE[1])):
+            if int(chosen.sum()) > 1:
+                found[name] = (outside.x[chosen], outside.y[chosen])
+        return found
+
+    def adapt(self, folder: Path, out: Path, size: int, settings: Settings) -> list[dict[str, Any]]:
+        """The age of every face before and after. Raises `UserError` for an image of another size."""
+        found = read_folder(folder)
+        names = natural_order(found)
+        side = self.parts.learned.x.shape[-1]
+        for name in names:
+            if (shape := tuple(found[name].shape[1:])) != (side, side):
+                raise UserError(
+                    f"{folder / name} is {shape[1]} x {shape[0]} pixels: give faces aligned and resized to "
+                    f"{side} x {side}, as in UTKFace"
+                )
+        if not names:
+            raise UserError(f"{folder} holds no images")
+        x = to_float(torch.stack([found[name] for name in names]), 0.0, 1.0)
+        adapter, rows = self.net.adapter(settings, self.calibration(settings)), []
+        for part in batches(x, size or len(x)):
+            one = adapter(part)
+            ages, before = ((YEARS * values[:, 0]).tolist() for values in (one.prediction, one.before))
+            for facts, age, other in zip(one.rows(), ages, before, strict=True):
+                rows.append({"image": names[len(rows)], "age": age, "before": other, **facts})
+        return rows

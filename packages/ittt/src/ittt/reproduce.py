@@ -33,6 +33,7 @@ CLAIMS: dict[str, str] = {
     "official-mnist": "ittt.official:claim",
     "retrofit": "ittt.retrofit:claim",
     "faces": "ittt.face_claim:claim",
+    "roads": "ittt.road_claim:claim",
 }
 """Result file -> "module:function"; imported when it is run."""
 SEEDS: dict[str, int] = {

@@ -34,7 +34,7 @@ def near(mask: Bool[np.ndarray, "h w"], tolerance: float) -> Bool[np.ndarray, "h
     """Which pixels have one of the mask's at most `tolerance` pixels away (between centres)."""
     if not mask.any():
         return mask  # a distance to nothing is not defined
-    return distance_transform_edt(~mask) <= tolerance
+    return np.asarray(distance_transform_edt(~mask)) <= tolerance
 
 
 def scores_of(

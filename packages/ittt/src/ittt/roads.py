@@ -7,31 +7,40 @@ mask. The set of photographs does not say where each was taken, so that no regio
 is in `road_claim`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from paperkit import UserError, parallel, rng
+from paperkit import images as pictures
 from paperkit.data import batch_indices, open_pairs, permutation
-from paperkit.images import to_float
 from paperkit.resize import resize
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ittt.images import Standard
+from ittt.adapt import Adapter
+from ittt.images import Standard, batches
 from ittt.model import ITTT
-from ittt.strokes import OTHERS, SIDE, TRAIN, strokes
+from ittt.road_metrics import scores
+from ittt.settings import Settings
+from ittt.strokes import OTHERS, TRAIN, strokes
 from ittt.task_config import RoadsConfig
-from ittt.task_loop import Loss
+from ittt.task_loop import Loss, Work
 
-TILE, PER_SIDE = 128, 2
-"""Pixels of a tile; tiles along an image's side, which is brought to TILE x PER_SIDE pixels."""
+TILE, SIDE_OF_IMAGE = 128, 256
+"""Pixels of an aerial tile, and the side that images of this set are brought to: four tiles each."""
+AERIAL = 400
+"""Pixels of such an image's side as it comes."""
+PER_IMAGE = (SIDE_OF_IMAGE // TILE) ** 2
 PIXELS = 5
 """The paper's tolerance, in pixels of an image as it comes."""
 NEUTRAL = -1.0
-WIDTHS = (12, 20, 28, 36)
+WIDTHS = (16, 32, 48)
 
 
 # ---- data --------------------------------------------------------------------------------------------------
@@ -53,7 +62,8 @@ class Parts:
     """Tiles to learn from, held out of these, and to test on; and test tiles of other grounds, by name."""
 
     name: str
-    stand_in: bool
+    scale: float
+    """Pixels of a tile per pixel of an image as it comes."""
     tolerance: float
     """In pixels of a tile."""
     learned: Tiles
@@ -74,41 +84,42 @@ def _aerial(train: int, held_out: int, test: int) -> Parts:
     kept, count = min(train, len(learned.x) - held_out), min(test, len(tested.x))
     if kept < 1:
         raise UserError(f"--held-out {held_out} leaves no tile of {len(learned.x)} to learn from")
-    name = f"aerial-roads, {kept} training and {count} test tiles of {TILE} px ({PER_SIDE**2} per image)"
+    name = f"aerial-roads, {kept} training and {count} test tiles of {TILE} px, {PER_IMAGE} per image"
     parts = learned[:kept], learned[len(learned.x) - held_out :], tested[:count]
-    return Parts(name, False, PIXELS * scale, *parts, {})
+    return Parts(name, scale, PIXELS * scale, *parts, {})
 
 
 def _cut(split: str) -> tuple[Tiles, float]:
     """(tiles of a split in random order of the images, tile pixels per pixel of an image as it comes)."""
     images, masks = open_pairs(split).tensor()
     order = torch.from_numpy(permutation(len(images), 0, "roads"))
-    x, y = tiled(to_float(images[order], 0.0, 1.0)), tiled(masks[order].float()) > 0.5
-    return Tiles(x, y), TILE * PER_SIDE / images.shape[-1]
+    small = [resize(part[order].float(), size=SIDE_OF_IMAGE) for part in (images, masks)]  # antialiased
+    x, y = (tiled(part, TILE) for part in ((small[0] / 255).clamp(0, 1), small[1]))
+    return Tiles(x, y > 0.5), SIDE_OF_IMAGE / images.shape[-1]
 
 
-def tiled(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "m c 128 128"]:
-    """Square images resized (antialiased) and cut into tiles, `PER_SIDE` along each side."""
-    if images.shape[2] != images.shape[3]:
-        raise UserError(f"images of roads must be square, these are {images.shape[3]} x {images.shape[2]}")
-    small = resize(images, size=TILE * PER_SIDE).clamp(0, 1)
-    return rearrange(small, "n c (r h) (k w) -> (n r k) c h w", r=PER_SIDE, k=PER_SIDE)
+def tiled(images: Float[Tensor, "n c h w"], side: int) -> Float[Tensor, "m c s s"]:
+    """The images cut into tiles row by row; what a side lacks to whole tiles repeats its last pixels."""
+    height, width = (-length % side for length in images.shape[2:])
+    whole = F.pad(images, (0, width, 0, height), mode="replicate")
+    return rearrange(whole, "n c (r h) (k w) -> (n r k) c h w", h=side, w=side)
 
 
-def untiled(tiles: Float[Tensor, "m c 128 128"]) -> Float[Tensor, "n c 256 256"]:
-    """The images that `tiled` cut, at its size."""
-    return rearrange(tiles, "(n r k) c h w -> n c (r h) (k w)", r=PER_SIDE, k=PER_SIDE)
+def untiled(tiles: Float[Tensor, "m c s s"], height: int, width: int) -> Float[Tensor, "c h w"]:
+    """One image that `tiled` has cut."""
+    rows = -(-height // tiles.shape[-1])
+    return rearrange(tiles, "(r k) c h w -> c (r h) (k w)", r=rows)[:, :height, :width]
 
 
 @cache
 def _strokes(train: int, held_out: int, test: int) -> Parts:
     x, y = strokes(TRAIN, "train", train + held_out, 0)
-    learned, others = Tiles(x, y), {name: Tiles(*strokes(name, "test", test, 0)) for name in OTHERS}
-    name = f"digits' strokes over {TRAIN}, a stand-in for aerial photographs, {train} training tiles"
-    return Parts(
-        name, True, PIXELS * PER_SIDE * SIDE / 400,  # as large a share of the side as for aerial tiles
-        learned[:train], learned[train:], Tiles(*strokes(TRAIN, "test", test, 0)), others,
-    )  # fmt: skip
+    others = {name: Tiles(*strokes(name, "test", test, 0)) for name in OTHERS}
+    name = f"digits' strokes over {TRAIN} (a stand-in for aerial photographs), {train} training tiles"
+    learned, tested = Tiles(x, y), Tiles(*strokes(TRAIN, "test", test, 0))
+    # Of as large a share of the side as on aerial tiles.
+    tolerance = PIXELS * SIDE_OF_IMAGE / AERIAL * x.shape[-1] / TILE
+    return Parts(name, 1.0, tolerance, learned[:train], learned[train:], tested, others)
 
 
 # ---- shifts ------------------------------------------------------------------------------------------------
@@ -153,9 +164,10 @@ class Block(nn.Sequential):
 
 
 class UNet(nn.Module):
-    """A small U-Net: a strided stem, three halvings, the way back with skips, four logits per position.
+    """A small U-Net: a stem that strides by 4, two halvings, the way back with skips, 16 logits per position.
 
-    The stem and the last rearrangement save a level at full size, which would take most of the time.
+    The stem and the last rearrangement save two levels, which would take most of the time; roads are some
+    twenty pixels wide.
     """
 
     def __init__(self, like: Float[Tensor, "n 3 s s"], signal: int = 1):
@@ -163,12 +175,13 @@ class UNet(nn.Module):
         first, *later = WIDTHS
         self.standard = Standard(like, signal)
         self.stem = nn.Sequential(
-            nn.Conv2d(3 + signal, first, 5, 2, 2, bias=False), nn.BatchNorm2d(first), nn.ReLU()
-        )
+            nn.Conv2d(3 + signal, first, 8, 4, 2, bias=False), nn.BatchNorm2d(first), nn.ReLU(),
+            Block(first, first),
+        )  # fmt: skip
         pairs = list(zip(WIDTHS, later, strict=False))
         self.down = nn.ModuleList([Block(before, width) for before, width in pairs])
         self.up = nn.ModuleList([Block(before + width, before) for before, width in reversed(pairs)])
-        self.head = nn.Conv2d(first, 4, 1)
+        self.head = nn.Conv2d(first, 16, 1)
 
     def forward(self, x: Float[Tensor, "b c s s"]) -> Float[Tensor, "b 1 s s"]:
         """Logits of the mask. Raises `UserError` for a side that is no multiple of 16."""
@@ -181,7 +194,7 @@ class UNet(nn.Module):
             h = block(F.max_pool2d(h, 2))
         for block in self.up:
             h = block(torch.cat([F.interpolate(h, scale_factor=2.0), skips.pop()], 1))
-        return F.pixel_shuffle(self.head(h), 2)
+        return F.pixel_shuffle(self.head(h), 4)
 
 
 def build(config: RoadsConfig, parts: Parts) -> ITTT:
@@ -196,21 +209,28 @@ def plain_twin(config: RoadsConfig, parts: Parts) -> UNet:
     return UNet(parts.learned.x, 0)
 
 
-def shown(config: RoadsConfig, tiles: Tiles, step: int) -> tuple[Tensor, Tensor]:
-    """(tiles, masks) of this process at a step, each step's turned by quarters and mirrored together."""
-    rows = parallel.shard(torch.from_numpy(batch_indices(len(tiles.x), config.batch, config.seed, step - 1)))
-    turns, mirrored = torch.randint(0, 4, (2,), generator=rng.generator(config.seed, step, "turns")).tolist()
+def shown(config: RoadsConfig, tiles: Tiles, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(tiles, masks, which are fed none) of this process at a step; all turned by quarters and mirrored."""
+    rows = torch.from_numpy(batch_indices(len(tiles.x), config.batch, config.seed, step - 1))
+    draw = rng.generator(config.seed, step, "roads")
+    turns, mirrored = torch.randint(0, 4, (2,), generator=draw).tolist()
+    masked = torch.rand(len(rows), generator=draw) < config.mask
     x, y = (torch.rot90(part[rows], turns, (2, 3)) for part in (tiles.x, tiles.y))
-    return (x.flip(3), y.flip(3)) if mirrored % 2 else (x, y)
+    x, y = (x.flip(3), y.flip(3)) if mirrored % 2 else (x, y)
+    return parallel.shard(x), parallel.shard(y), parallel.shard(masked)
 
 
 def loss(config: RoadsConfig, net: ITTT, parts: Parts) -> Loss:
-    """Eq. 2: one pass fed the true mask, and one fed none."""
+    """One pass per batch, each tile fed its mask or none.
+
+    In two passes (Eq. 2) batch norm would store statistics that fit neither f(x, y) nor f(x, 0): on aerial
+    tiles such a network, asked with them, marked no road at all.
+    """
     device = net.neutral.device
 
     def of(step: int) -> Tensor:
-        x, y = (part.to(device) for part in shown(config, parts.learned, step))
-        return net.loss(x, y)
+        x, y, masked = (part.to(device) for part in shown(config, parts.learned, step))
+        return net.loss(x, y, masked)
 
     return of
 
@@ -219,7 +239,7 @@ def plain_loss(config: RoadsConfig, net: nn.Module, parts: Parts) -> Loss:
     """The twin's, on the same tiles."""
 
     def of(step: int) -> Tensor:
-        x, y = shown(config, parts.learned, step)
+        x, y, _ = shown(config, parts.learned, step)
         return F.binary_cross_entropy_with_logits(net(x), y.float())
 
     return of
@@ -228,3 +248,80 @@ def plain_loss(config: RoadsConfig, net: nn.Module, parts: Parts) -> Loss:
 def length(config: RoadsConfig, parts: Parts) -> int:
     """Steps in all: whole batches of each epoch."""
     return config.epochs * max(1, len(parts.learned.x) // config.batch)
+
+
+# ---- the verbs ---------------------------------------------------------------------------------------------
+
+
+class RoadWork(Work):
+    """The tiles of a configuration and the network that learns from them."""
+
+    metric = "quality in per cent"
+    shown = (("noise", 2), ("noise", 4), ("haze", 2), ("haze", 4))
+    """The shifts of the tests."""
+
+    def __init__(self, config: RoadsConfig):
+        self.config, self.parts = config, load(config)
+        self.data, self.steps = self.parts.name, length(config, self.parts)
+        self.net = build(config, self.parts)
+        self.network = f"U-Net of widths {'-'.join(map(str, WIDTHS))}"
+        self.clean = (self.parts.clean.x, self.parts.clean.y)
+        self._loss = loss(config, self.net, self.parts)
+
+    def loss(self, step: int) -> Float[Tensor, ""]:
+        return self._loss(step)
+
+    def score(self, prediction: Tensor, y: Tensor) -> Float[Tensor, " n"]:
+        return scores(prediction > 0, y, self.parts.tolerance).quality
+
+    def tests(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Clean, under noise and haze, and over other grounds where the set has them."""
+        test = self.parts.test
+        found = {"clean": (test.x, test.y)} | {
+            f"{kind} {level}": (shift(test.x, kind, level, self.config.seed), test.y)
+            for kind, level in self.shown
+        }
+        return found | {name: (tiles.x, tiles.y) for name, tiles in self.parts.others.items()}
+
+    def adapt(self, folder: Path, out: Path, size: int, settings: Settings) -> list[dict[str, Any]]:
+        """A mask of every image, of its own size, as PNG in a folder named after `out`; one row for each.
+
+        An image is brought to the resolution that was learned and cut into tiles, which are adapted to in
+        batches of `size` (0: all of an image).
+        """
+        found = pictures.read_folder(folder)
+        if not found or len({Path(name).stem for name in found}) < len(found):
+            raise UserError(f"{folder} must hold images, each of a name of its own without the ending")
+        adapter, masks, rows = self.net.adapter(settings, self.calibration(settings)), {}, []
+        for name in pictures.natural_order(found):
+            masks[name], row = self.one(adapter, found[name], size)
+            rows.append({"image": name, **row})
+        place = out.with_name(f"{out.stem}-masks")
+        for name, mask in masks.items():
+            pictures.write(place / f"{Path(name).stem}.png", mask, 0.0, 1.0)
+        print(f"{place}: {len(masks)} masks")
+        return rows
+
+    def one(self, adapter: Adapter, image: Tensor, size: int) -> tuple[Tensor, dict[str, Any]]:
+        """(mask of 0 and 1, what is told of it) of one uint8 image."""
+        side, scale = self.parts.learned.x.shape[-1], self.parts.scale
+        size_there = [max(1, round(length * scale)) for length in image.shape[1:]]
+        small = (resize(image.float(), size=size_there) / 255).clamp(0, 1)
+        x = tiled(small[None], side)
+        found = [adapter(part) for part in batches(x, size or len(x))]
+        maps = (torch.cat([getattr(one, name) for one in found]) for name in ("prediction", "before"))
+        after, before = (self.whole(logits, small.shape[1:], image.shape[1:]) for logits in maps)
+        facts: list[dict[str, Any]] = [fact for one in found for fact in one.rows()]
+        count = len(facts)
+        return after, {
+            "tiles": count, "road": float(after.mean()), "road_before": float(before.mean()),
+            "gap_before": sum(fact["gap_before"] for fact in facts) / count,
+            "gap_after": sum(fact["gap_after"] for fact in facts) / count,
+            "abstain": any(fact["abstain"] for fact in facts),
+            "rolled_back": any(fact["rolled_back"] for fact in facts),
+        }  # fmt: skip
+
+    def whole(self, logits: Tensor, small: Sequence[int], full: Sequence[int]) -> Float[Tensor, "1 h w"]:
+        """The mask of an image in its own size, from the logits of its tiles."""
+        shares = untiled(logits, *small).sigmoid()
+        return (resize(shares, size=tuple(full), kernel="linear") > 0.5).float()

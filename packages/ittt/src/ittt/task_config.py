@@ -7,14 +7,13 @@ from paperkit import UserError, at_least
 
 from ittt.settings import Settings
 
-TASKS = ("faces", "roads")
-"""What `--task` takes."""
-
 
 @dataclass(frozen=True)
 class Common:
     """What both tasks have."""
 
+    mask: float = 0.5
+    """Share of the images of a step that are fed no label (the public code of faces: 0.9 and 0.5)."""
     batch: int = 64
     """Images per step."""
     lr: float = 2e-3
@@ -39,6 +38,8 @@ class Common:
         at_least(0, seed=self.seed)
         if not self.lr > 0:
             raise UserError(f"--lr must be positive, not {self.lr}")
+        if not 0 <= self.mask <= 1:
+            raise UserError(f"--mask is a probability, not {self.mask:g}")
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,6 @@ class FacesConfig(Common):
     """Faces out of range to test on."""
     epochs: int = 12
     """Passes over the training faces."""
-    mask: float = 0.5
-    """Share of the faces of a step that are fed no age (the public code: 0.9 and 0.5)."""
-
     adapt: Settings = field(default_factory=lambda: Settings(steps=2, lr=5e-4))
     """How a test batch is adapted to."""
     adapt_batch: int = 16
@@ -72,8 +70,6 @@ class FacesConfig(Common):
             epochs=self.epochs,
         )  # fmt: skip
         at_least(2, adapt_batch=self.adapt_batch)
-        if not 0 <= self.mask <= 1:
-            raise UserError(f"--mask is a probability, not {self.mask:g}")
 
 
 FACES = {
@@ -90,9 +86,6 @@ FACES = {
         "the public code's epochs, batch and rate, on the thin network; hours on one core",
     ),
 }  # fmt: skip
-
-
-SETS = ("strokes", "aerial-roads")
 
 
 @dataclass(frozen=True)
@@ -145,3 +138,6 @@ ROADS = {
         "aerial-roads by file; the paper's sets, network and settings are not released",
     ),
 }  # fmt: skip
+
+TaskConfig = FacesConfig | RoadsConfig
+"""What `--task` trains."""
