@@ -109,11 +109,11 @@ class AdaptConfig:
 
     rows: Positional[str]
     """CSV of the table's feature columns in their own units; a first line of names is taken as such. With a
-    run on images: a folder of image files."""
+    run on images, faces or roads: a folder of image files."""
     run: str = "latest"
     """Run folder of a trained network, or latest."""
     out: str = "adapted.csv"
-    """CSV or JSON file to write."""
+    """CSV or JSON file to write; masks of roads are written into a folder beside it (adapted-masks)."""
     missing: Literal["refuse", "mean"] = "refuse"
     """Empty cells: refuse them, or fill in the training mean."""
     batch: int = 0
@@ -129,7 +129,8 @@ class AdaptConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Errors of a trained network on its test rows with missing entries, by every method that applies."""
+    """Errors of a trained network on its test rows with missing entries, by every method that applies; of
+    faces in and out of range, or of roads clean and shifted, where the run is one of --task."""
 
     run: str = "latest"
     """Run folder of a trained network, or latest."""

@@ -7,6 +7,9 @@ from paperkit import UserError, at_least
 
 from ittt.settings import Settings
 
+TASKS = ("faces", "roads")
+"""What `--task` takes."""
+
 
 @dataclass(frozen=True)
 class Common:
@@ -46,7 +49,7 @@ class Common:
 class FacesConfig(Common):
     """A network that tells ages from faces and can be fed its own answer, and its adaptation."""
 
-    task: Literal["faces"] = "faces"
+    task: Literal["faces", "roads"] = "faces"
     """faces: UTKFace by file, 64 pixels; ages 20 to 60 to learn from, all others to test on."""
     train: int = 3_500
     """Faces in range to learn from, a fixed draw."""
@@ -92,7 +95,7 @@ FACES = {
 class RoadsConfig(Common):
     """A network that marks roads in aerial photographs and can be fed its own mask, and its adaptation."""
 
-    task: Literal["roads"] = "roads"
+    task: Literal["faces", "roads"] = "roads"
     """roads: masks of roads, tile by tile."""
     data: Literal["strokes", "aerial-roads"] = "strokes"
     """strokes (embedded stand-in: digits' strokes over textures, 64 pixels), or aerial-roads by file (100
@@ -103,7 +106,7 @@ class RoadsConfig(Common):
     """More tiles, never trained on: for tests while training, and for calibration."""
     test: int = 80
     """Tiles to test on."""
-    epochs: int = 20
+    epochs: int = 25
     """Passes over the training tiles."""
     batch: int = 16
     """Tiles per step."""

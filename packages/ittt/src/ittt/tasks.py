@@ -20,7 +20,7 @@ from ittt.config import AdaptConfig, EvaluateConfig
 from ittt.faces import FaceWork
 from ittt.images import parameters
 from ittt.roads import RoadWork
-from ittt.task_config import FacesConfig, RoadsConfig, TaskConfig
+from ittt.task_config import TASKS, FacesConfig, RoadsConfig, TaskConfig
 from ittt.task_loop import Work
 
 METHODS = ("none", "bn", "it3", "it3-bn", "un-frozen", "shuffled", "random")
@@ -46,6 +46,11 @@ def describe(config: TaskConfig) -> dict[str, str]:
         "network": f"{work.network}, {parameters(work.net):,} parameters",
         "length": f"{work.steps:,} steps of {config.batch} images ({config.epochs} epochs)",
     }
+
+
+def is_task_run(where: str | Path) -> bool:
+    """Whether a run folder (or `latest`) was trained by --task."""
+    return read_json(find("ittt", where) / "config.json").get("task") in TASKS
 
 
 def restored(where: str | Path) -> Work:

@@ -11,6 +11,7 @@ from paperkit import UserError, report
 from paperkit.run import atomic, find
 from torch import Tensor
 
+from ittt import tasks
 from ittt.config import AdaptConfig, ReportConfig
 from ittt.image_verbs import adapt_images, is_image_run
 from ittt.train import SUBTITLE, TITLE, calibrated, load
@@ -18,6 +19,8 @@ from ittt.train import SUBTITLE, TITLE, calibrated, load
 
 def adapt_rows(config: AdaptConfig) -> Path:
     """`ittt adapt`: adapt to the rows of a file, or the images of a folder, and write what came of each."""
+    if tasks.is_task_run(config.run):
+        return _write(Path(config.out), tasks.adapt(config), "images")
     if is_image_run(config.run):
         return _write(Path(config.out), adapt_images(config), "images")
     trained = load(config.run)
