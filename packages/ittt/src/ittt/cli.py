@@ -48,8 +48,8 @@ PAPER = Paper(
             config.AuditConfig,
         ),
         "picture": Verb(
-            "Heat maps of steps and rates, from the result file sensitivity.",
-            "ittt.sensitivity:picture",
+            "Heat maps of steps and rates (sensitivity), or roads before and after adaptation.",
+            "ittt.verbs:write_picture",
             config.PictureConfig,
         ),
         "report": Verb(

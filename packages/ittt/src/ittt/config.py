@@ -203,14 +203,28 @@ class BenchConfig:
 
 @dataclass(frozen=True)
 class PictureConfig:
-    """The heat maps of the result file sensitivity."""
+    """The heat maps of the result file sensitivity, or test tiles of a run on roads with their masks."""
 
-    out: str = "sensitivity.svg"
-    """SVG file to write."""
+    what: Positional[Literal["sensitivity", "roads"]] = "sensitivity"
+    """Which picture."""
+    run: str = "latest"
+    """Run folder of a network for roads, or latest."""
+    out: str = ""
+    """File to write; by default sensitivity.svg or roads.png."""
 
     def __post_init__(self):
-        if not self.out.endswith(".svg"):
-            raise UserError(f"--out {self.out} must end in .svg")
+        if not self.place.endswith(self.ending):
+            raise UserError(f"--out {self.out} must end in {self.ending}")
+
+    @property
+    def ending(self) -> str:
+        """What the file's name ends in."""
+        return ".svg" if self.what == "sensitivity" else ".png"
+
+    @property
+    def place(self) -> str:
+        """The file to write."""
+        return self.out or f"{self.what}{self.ending}"
 
 
 @dataclass(frozen=True)

@@ -285,6 +285,29 @@ class RoadWork(Work):
         }
         return found | {name: (tiles.x, tiles.y) for name, tiles in self.parts.others.items()}
 
+    def drawn(self) -> tuple[list[str], dict[str, Tensor]]:
+        """(conditions, rows of a picture): the first test tile of each, adapted to in its batch.
+
+        The gap is the difference of the probabilities of both applications before adaptation, per pixel, in
+        units of its largest value.
+        """
+        settings = self.config.adapt
+        adapter = self.net.adapter(settings, self.calibration(settings))
+        found: dict[str, list[Tensor]] = {}
+        for x, y in self.tests().values():
+            one = adapter(x[: self.config.adapt_batch])
+            first = one.before[:1].sigmoid()
+            second = self.net(x[:1], self.net.from_output(one.before[:1])).sigmoid()
+            columns = {
+                "input": x[0], "road": y[0].float(), "before": (one.before[0] > 0).float(),
+                "after": (one.prediction[0] > 0).float(), "gap": (second - first)[0].abs(),
+            }  # fmt: skip
+            for name, image in columns.items():
+                found.setdefault(name, []).append(image.expand(3, -1, -1))
+        rows = {name: torch.stack(tiles) for name, tiles in found.items()}
+        rows["gap"] = rows["gap"] / rows["gap"].max().clamp_min(1e-9)
+        return list(self.tests()), rows
+
     def adapt(self, folder: Path, out: Path, size: int, settings: Settings) -> list[dict[str, Any]]:
         """A mask of every image, of its own size, as PNG in a folder named after `out`; one row for each.
 

@@ -31,5 +31,5 @@ def strokes(
     corners = [torch.randint(side - SIDE + 1, (n,), generator=draw).tolist() for side in ground.shape[1:]]
     crops = torch.stack([ground[:, i : i + SIDE, j : j + SIDE] for i, j in zip(*corners, strict=True)])
     tone = 0.5 + 0.3 * torch.rand(n, 1, 1, 1, generator=draw)
-    cover = 0.7 * painted
+    cover = 0.8 * (painted / 0.6).clamp_max(1)
     return crops * (1 - cover) + tone * cover, painted > 0.5

@@ -127,7 +127,7 @@ class RoadsConfig(Common):
 ROADS = {
     "smoke": (
         replace(
-            RoadsConfig(), train=32, held_out=8, test=8, epochs=2, log_every=1, test_every=2, save_every=2,
+            RoadsConfig(), train=32, held_out=16, test=8, epochs=2, log_every=1, test_every=2, save_every=2,
             adapt=Settings(steps=1), adapt_batch=8,
         ),
         "the same path in seconds, scores of no meaning",

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from paperkit import UserError
+from paperkit import UserError, images
 from paperkit.run import (
     RunOptions,
     checkpoints,
@@ -16,7 +16,7 @@ from paperkit.run import (
 )
 
 from ittt import task_loop
-from ittt.config import AdaptConfig, EvaluateConfig
+from ittt.config import AdaptConfig, EvaluateConfig, PictureConfig
 from ittt.faces import FaceWork
 from ittt.images import parameters
 from ittt.roads import RoadWork
@@ -93,4 +93,15 @@ def evaluate(config: EvaluateConfig) -> Path:
         print(f"{work.metric}, batches of {size}\n{task_loop.table(rows)}")
     path = find("ittt", config.run) / "evaluation.json"
     write_json(path, {"data": work.data, "metric": work.metric, "found": found})
+    return path
+
+
+def picture(config: PictureConfig) -> Path:
+    """`ittt picture roads`: one test tile per condition, its mask, and what adaptation did, as PNG."""
+    work = restored(config.run)
+    if not isinstance(work, RoadWork):
+        raise UserError(f"{find('ittt', config.run)} is no run on roads: name one by --run")
+    heads, rows = work.drawn()
+    path = images.write(config.place, images.rows(rows, scale=2, heads=heads, low=0.0, high=1.0))
+    print(path)
     return path

@@ -11,8 +11,8 @@ from paperkit import UserError, report
 from paperkit.run import atomic, find
 from torch import Tensor
 
-from ittt import tasks
-from ittt.config import AdaptConfig, ReportConfig
+from ittt import sensitivity, tasks
+from ittt.config import AdaptConfig, PictureConfig, ReportConfig
 from ittt.image_verbs import adapt_images, is_image_run
 from ittt.train import SUBTITLE, TITLE, calibrated, load
 
@@ -117,3 +117,8 @@ def write_report(config: ReportConfig) -> Path:
     path = report.write(find("ittt", config.run), TITLE, SUBTITLE)
     print(path)
     return path
+
+
+def write_picture(config: PictureConfig) -> Path:
+    """`ittt picture`: heat maps of the sensitivity, or a run's roads."""
+    return sensitivity.picture(config) if config.what == "sensitivity" else tasks.picture(config)
