@@ -185,7 +185,7 @@ class UNet(nn.Module):
         self.up = nn.ModuleList([Block(before + width, before) for before, width in reversed(pairs)])
         self.head = nn.Conv2d(first, 16, 1)
 
-    def forward(self, x: Float[Tensor, "b c s s"]) -> Float[Tensor, "b 1 s s"]:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:
         """Logits of the mask. Raises `UserError` for a side that is no multiple of 16."""
         if x.shape[2] % 16 or x.shape[3] % 16:
             raise UserError(f"tiles must have sides that 16 divides, not {tuple(x.shape[2:])}")
