@@ -11,26 +11,13 @@ from ittt.cli import main
 from ittt.face_claim import BASE, OFFICIAL, PAIRS, PAPER, WAYS, way
 from ittt.task_config import FacesConfig
 from ittt.task_loop import fit
-from paperkit import UserError, images, results
+from paperkit import UserError, images, reproduction, results
 from paperkit.data import ArraySet, Facts
 
 SMALL = FacesConfig(train=64, held_out=16, inside=16, outside=32, epochs=1, batch=16)
-FLAGS = [
-    "--train",
-    "32",
-    "--held-out",
-    "8",
-    "--inside",
-    "8",
-    "--outside",
-    "8",
-    "--epochs",
-    "1",
-    "--batch",
-    "16",
-    "--adapt-batch",
-    "8",
-]
+FLAGS = {
+    "train": 32, "held-out": 16, "inside": 8, "outside": 8, "epochs": 1, "batch": 16, "adapt-batch": 8
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +69,7 @@ def test_the_network_takes_the_age_as_a_channel():
 
 
 def test_training_learns_brightness():
-    config = replace(SMALL, epochs=20)
+    config = replace(SMALL, epochs=12)
     parts = faces.load(config)
     net = faces.build(config, parts)
     fit(net, faces.loss(config, net, parts), faces.length(config), config.lr)
@@ -112,7 +99,7 @@ def test_ways_change_one_thing_at_a_time():
 
 
 def test_levels_part_the_faces_out_of_range():
-    outside = faces.Faces(torch.zeros(4, 3, 1, 1), torch.tensor([[19.0], [61], [66], [95]]) / 50)
+    outside = faces.Faces(torch.zeros(4, 3, 64, 64), torch.tensor([[19.0], [61], [66], [95]]) / 50)
     found = {name: chosen.tolist() for name, chosen in face_claim.levels(outside).items()}
     assert found["1 to 5"] == [True, True, False, False]
     assert found["6 to 10"] == [False, False, True, False]
@@ -121,7 +108,7 @@ def test_levels_part_the_faces_out_of_range():
 
 
 def test_the_claim_is_a_record(monkeypatch):
-    monkeypatch.setattr(face_claim, "RECIPE", replace(SMALL, outside=64, inside=16))
+    monkeypatch.setattr(face_claim, "RECIPE", replace(SMALL, train=32, inside=8, outside=24))
     monkeypatch.setattr(face_claim, "BATCHES", (16,))
     monkeypatch.setattr(face_claim, "harmless_lr", lambda *words: 1e-4)
     monkeypatch.setattr(face_claim, "LEVELS", {"1 to 5": (1, 5), "over 5": (6, 200)})
@@ -140,7 +127,8 @@ def test_the_claim_is_a_record(monkeypatch):
         f"{PAPER}, restated statistics, batches of 16"
         in record["details"]["difference_to_unadapted_first_pass"]
     )
-    assert "the paper's own form moves" in face_claim.why([face_claim.errors(0)], judged)
+    kept_rows = reproduction.remember("ittt", "faces 0", lambda: {})
+    assert "the paper's own form moves" in face_claim.why([kept_rows], judged)
 
 
 # ---- the verbs

@@ -194,8 +194,6 @@ class FaceWork(Work):
                     f"{folder / name} is {shape[1]} x {shape[0]} pixels: give faces aligned and resized to "
                     f"{side} x {side}, as in UTKFace"
                 )
-        if not names:
-            raise UserError(f"{folder} holds no images")
         x = to_float(torch.stack([found[name] for name in names]), 0.0, 1.0)
         adapter, rows = self.net.adapter(settings, self.calibration(settings)), []
         for part in batches(x, size or len(x)):

@@ -315,8 +315,8 @@ class RoadWork(Work):
         batches of `size` (0: all of an image).
         """
         found = pictures.read_folder(folder)
-        if not found or len({Path(name).stem for name in found}) < len(found):
-            raise UserError(f"{folder} must hold images, each of a name of its own without the ending")
+        if len({Path(name).stem for name in found}) < len(found):
+            raise UserError(f"{folder}: give each image a name of its own without the ending")
         adapter, masks, rows = self.net.adapter(settings, self.calibration(settings)), {}, []
         for name in pictures.natural_order(found):
             masks[name], row = self.one(adapter, found[name], size)
