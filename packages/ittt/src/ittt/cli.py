@@ -1,15 +1,16 @@
 """The command `ittt`: its verbs as data. Imports no torch."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from paperkit import UserError, cli
 from paperkit.cli import Paper, Verb
 from paperkit.run import find, read_json
 
-from ittt import config, image_config
+from ittt import config, image_config, task_config
 
 PAPER = Paper(
     name="ittt",
@@ -47,8 +48,8 @@ PAPER = Paper(
             config.AuditConfig,
         ),
         "picture": Verb(
-            "Heat maps of steps and rates, from the result file sensitivity.",
-            "ittt.sensitivity:picture",
+            "Heat maps of steps and rates (sensitivity), or roads before and after adaptation.",
+            "ittt.verbs:write_picture",
             config.PictureConfig,
         ),
         "report": Verb(
@@ -58,45 +59,58 @@ PAPER = Paper(
 )
 
 
-IMAGES = replace(
-    PAPER,
-    verbs={
-        **PAPER.verbs,
-        "train": Verb(
-            "Train a network for images that can be fed its own prediction, and adapt it to corrupted ones.",
-            "ittt.images:train",
-            image_config.ImageConfig,
-            image_config.IMAGES,
-            default="small",
-            runs=True,
-            describe="ittt.images:describe",
-        ),
-    },
-)
-"""The same command where `--data` (or the run that is resumed) is a set of images."""
+Presets = Mapping[str, tuple[Any, str]]
+
+
+def training(summary: str, function: str, kind: type, presets: Presets, describe: str) -> Paper:
+    """The same command with another `train`."""
+    verb = Verb(summary, function, kind, presets, default="small", runs=True, describe=describe)
+    return replace(PAPER, verbs={**PAPER.verbs, "train": verb})
+
+
+PAPERS = {
+    "images": training(
+        "Train a network for images that can be fed its own prediction, and adapt it to corrupted ones.",
+        "ittt.images:train", image_config.ImageConfig, image_config.IMAGES, "ittt.images:describe",
+    ),
+    "faces": training(
+        "Train a network that tells ages from faces, and adapt it to ages that it has not seen.",
+        "ittt.tasks:train", task_config.FacesConfig, task_config.FACES, "ittt.tasks:describe",
+    ),
+    "roads": training(
+        "Train a network that marks roads in aerial photographs, and adapt it to noise and haze.",
+        "ittt.tasks:train", task_config.RoadsConfig, task_config.ROADS, "ittt.tasks:describe",
+    ),
+}  # fmt: skip
+"""The command where `--task`, `--data` or the run that is resumed says so; else it is about tables."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    return cli.main(IMAGES if about_images(words) else PAPER, words)
+    return cli.main(PAPERS.get(about(words), PAPER), words)
 
 
-def about_images(words: Sequence[str]) -> bool:
-    """Whether the words train on images: by --data, else by the run of --resume, else by --config."""
+def about(words: Sequence[str]) -> str:
+    """What the words train, a key of `PAPERS` or "": by --task or --data, else by --resume or --config."""
     if words[:1] != ["train"]:
-        return False
-    given = {flag: value for flag in ("--data", "--resume", "--config") if (value := _value(words, flag))}
+        return ""
+    flags = ("--task", "--data", "--resume", "--config")
+    given = {flag: value for flag in flags if (value := _value(words, flag))}
+    if "--task" in given:  # an unknown one is told what there is
+        return given["--task"] if given["--task"] in task_config.TASKS else task_config.TASKS[0]
     if "--data" in given:
-        return image_config.is_images(given["--data"])
+        return "images" if image_config.is_images(given["--data"]) else ""
     try:
         if "--resume" in given:
             stored = read_json(find("ittt", given["--resume"]) / "config.json")
         else:
             stored = read_json(Path(given["--config"])) if "--config" in given else {}
     except (UserError, OSError):
-        return False  # the command itself says what is wrong with it
-    return image_config.is_images(str(stored.get("data", "")))
+        return ""  # the command itself says what is wrong with it
+    if stored.get("task") in PAPERS:
+        return str(stored["task"])
+    return "images" if image_config.is_images(str(stored.get("data", ""))) else ""
 
 
 def _value(words: Sequence[str], flag: str) -> str:

@@ -109,11 +109,11 @@ class AdaptConfig:
 
     rows: Positional[str]
     """CSV of the table's feature columns in their own units; a first line of names is taken as such. With a
-    run on images: a folder of image files."""
+    run on images, faces or roads: a folder of image files."""
     run: str = "latest"
     """Run folder of a trained network, or latest."""
     out: str = "adapted.csv"
-    """CSV or JSON file to write."""
+    """CSV or JSON file to write; masks of roads are written into a folder beside it (adapted-masks)."""
     missing: Literal["refuse", "mean"] = "refuse"
     """Empty cells: refuse them, or fill in the training mean."""
     batch: int = 0
@@ -131,7 +131,8 @@ class AdaptConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Errors of a trained network on its test rows with missing entries, by every method that applies."""
+    """Errors of a trained network on its test rows with missing entries, by every method that applies; of
+    faces in and out of range, or of roads clean and shifted, where the run is one of --task."""
 
     run: str = "latest"
     """Run folder of a trained network, or latest."""
@@ -204,14 +205,28 @@ class BenchConfig:
 
 @dataclass(frozen=True)
 class PictureConfig:
-    """The heat maps of the result file sensitivity."""
+    """The heat maps of the result file sensitivity, or test tiles of a run on roads with their masks."""
 
-    out: str = "sensitivity.svg"
-    """SVG file to write."""
+    what: Positional[Literal["sensitivity", "roads"]] = "sensitivity"
+    """Which picture."""
+    run: str = "latest"
+    """Run folder of a network for roads, or latest."""
+    out: str = ""
+    """File to write; by default sensitivity.svg or roads.png."""
 
     def __post_init__(self):
-        if not self.out.endswith(".svg"):
-            raise UserError(f"--out {self.out} must end in .svg")
+        if not self.place.endswith(self.ending):
+            raise UserError(f"--out {self.out} must end in {self.ending}")
+
+    @property
+    def ending(self) -> str:
+        """What the file's name ends in."""
+        return ".svg" if self.what == "sensitivity" else ".png"
+
+    @property
+    def place(self) -> str:
+        """The file to write."""
+        return self.out or f"{self.what}{self.ending}"
 
 
 @dataclass(frozen=True)

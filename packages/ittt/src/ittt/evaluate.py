@@ -1,11 +1,14 @@
-"""`ittt evaluate`: every method that applies to a trained table network, over levels and batch sizes."""
+"""`ittt evaluate`: every method that applies to a trained table network, over levels and batch sizes.
+
+Runs of `--task` are told apart and left to `tasks`.
+"""
 
 from pathlib import Path
 
 import torch
 from paperkit.run import write_json
 
-from ittt import data
+from ittt import data, tasks
 from ittt.baselines import Predict, method
 from ittt.config import EvaluateConfig
 from ittt.data import Rows
@@ -15,6 +18,8 @@ from ittt.train import Trained, calibrated, load, mean_error
 
 def evaluate(config: EvaluateConfig) -> Path:
     """Print errors by method, level and batch size, and write evaluation.json into the run folder."""
+    if tasks.is_task_run(config.run):
+        return tasks.evaluate(config)
     trained = load(config.run)
     rows = data.load(trained.config)
     found: dict[str, dict[str, dict[str, float]]] = {}

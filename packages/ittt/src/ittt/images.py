@@ -84,15 +84,16 @@ def _load(data: str, train: int, held_out: int, test: int) -> Pictures:
 
 
 class Standard(nn.Module):
-    """Images in training standard deviations of each channel."""
+    """Images in training standard deviations of each channel; `signal` more channels stay as they are."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, x: Float[Tensor, "n c h w"]):
+    def __init__(self, x: Float[Tensor, "n c h w"], signal: int = 0):
         super().__init__()
-        self.register_buffer("mean", x.mean((0, 2, 3), keepdim=True)[0])
-        self.register_buffer("std", x.std((0, 2, 3), keepdim=True)[0])
+        more = (0, 0, 0, 0, 0, signal)
+        self.register_buffer("mean", F.pad(x.mean((0, 2, 3), keepdim=True)[0], more))
+        self.register_buffer("std", F.pad(x.std((0, 2, 3), keepdim=True)[0], more, value=1.0))
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         return (x - self.mean) / self.std

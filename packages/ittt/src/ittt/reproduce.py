@@ -30,7 +30,8 @@ CLAIMS: dict[str, str] = {
     "images-presence": "ittt.image_forms:claim",
     "official-mnist": "ittt.official:claim",
     "retrofit": "ittt.retrofit:claim",
-    "faces": "ittt.faces:claim",
+    "faces": "ittt.face_claim:claim",
+    "roads": "ittt.road_claim:claim",
 }
 """Result file -> "module:function"; imported when it is run."""
 SEEDS: dict[str, int] = {

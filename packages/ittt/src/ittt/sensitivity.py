@@ -143,7 +143,7 @@ def picture(config: PictureConfig) -> Path:
     if not source.exists():
         raise UserError(f"there is no {source.name} yet: run ittt reproduce sensitivity")
     details = json.loads(source.read_text(encoding="utf-8"))["details"]
-    path = Path(config.out)
+    path = Path(config.place)
     with atomic(path, "w") as stream:
         stream.write(drawing(details))
     print(path)

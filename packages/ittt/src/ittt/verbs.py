@@ -11,14 +11,16 @@ from paperkit import UserError, report
 from paperkit.run import atomic, find
 from torch import Tensor
 
-from ittt import data
-from ittt.config import AdaptConfig, ReportConfig
+from ittt import data, sensitivity, tasks
+from ittt.config import AdaptConfig, PictureConfig, ReportConfig
 from ittt.image_verbs import adapt_images, is_image_run
 from ittt.train import SUBTITLE, TITLE, calibrated, load, without_harm
 
 
 def adapt_rows(config: AdaptConfig) -> Path:
     """`ittt adapt`: adapt to the rows of a file, or the images of a folder, and write what came of each."""
+    if tasks.is_task_run(config.run):
+        return _write(Path(config.out), tasks.adapt(config), "images")
     if is_image_run(config.run):
         return _write(Path(config.out), adapt_images(config), "images")
     trained = load(config.run)
@@ -118,3 +120,8 @@ def write_report(config: ReportConfig) -> Path:
     path = report.write(find("ittt", config.run), TITLE, SUBTITLE)
     print(path)
     return path
+
+
+def write_picture(config: PictureConfig) -> Path:
+    """`ittt picture`: heat maps of the sensitivity, or a run's roads."""
+    return sensitivity.picture(config) if config.what == "sensitivity" else tasks.picture(config)

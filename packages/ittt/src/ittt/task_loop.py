@@ -1,0 +1,198 @@
+"""Training by `--task`: one step, a plain loop for the claims, and the loop of a run folder."""
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from paperkit import UserError, parallel, report
+from paperkit.device import choose
+from paperkit.run import Run, RunOptions, fill
+from torch import Tensor, nn
+
+from ittt.baselines import method
+from ittt.guard import Calibration
+from ittt.images import ROWS, SUBTITLE, TITLE, batches, parameters
+from ittt.model import ITTT
+from ittt.settings import Settings
+from ittt.task_config import TaskConfig
+
+Loss = Callable[[int], Float[Tensor, ""]]
+"""The loss of a step, counted from 1."""
+
+
+class Work(ABC):
+    """What a task is made of: the data of a configuration, its network, and how the two are judged."""
+
+    config: TaskConfig
+    net: ITTT
+    data: str
+    """In words; a stand-in is named as such."""
+    network: str
+    steps: int
+    clean: tuple[Tensor, Tensor]
+    """Held-out inputs and labels: for tests while training; the inputs also for calibration."""
+    metric: str
+    """What `score` is, with its unit."""
+
+    @abstractmethod
+    def loss(self, step: int) -> Float[Tensor, ""]:
+        """The training loss of a step, counted from 1."""
+
+    @abstractmethod
+    def tests(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Condition -> test inputs and labels."""
+
+    @abstractmethod
+    def score(self, prediction: Tensor, y: Tensor) -> Float[Tensor, " n"]:
+        """One number for each sample."""
+
+    @abstractmethod
+    def adapt(self, folder: Path, out: Path, size: int, settings: Settings) -> list[dict[str, Any]]:
+        """What comes of every image file of a folder: one row each; masks are written beside `out`."""
+
+    def calibration(self, settings: Settings) -> Calibration | None:
+        """The gaps of the held-out inputs, where the settings need them."""
+        if not settings.gate and not settings.abstain:
+            return None
+        parts = self.clean[0].to(self.net.neutral.device).split(100)
+        return self.net.calibrate(parts, "batch" if settings.norm == "batch" else "eval")
+
+    def measured(self, name: str, settings: Settings, size: int) -> dict[str, float]:
+        """Condition -> mean score of a method on the test inputs, in batches of `size`."""
+        asked = replace(settings, norm="batch") if name == "it3-bn" else settings
+        predict = method(name, self.net, settings, calibration=self.calibration(asked))
+        device, found = self.net.neutral.device, {}
+        for where, (x, y) in self.tests().items():
+            predictions = torch.cat([predict(part) for part in batches(x.to(device), size)]).cpu()
+            found[where] = float(self.score(predictions, y).mean())
+        return found
+
+
+def step_of(optimiser: torch.optim.Optimizer, loss: Loss, step: int, steps: int, lr: float) -> float:
+    """One step at the rate that falls from `lr` to 0 along a cosine; its loss. Raises unless finite."""
+    for group in optimiser.param_groups:
+        group["lr"] = lr * (1 + math.cos(math.pi * (step - 1) / steps)) / 2
+    optimiser.zero_grad(set_to_none=True)
+    found = loss(step)
+    found.backward()
+    parallel.average_gradients([p for group in optimiser.param_groups for p in group["params"]])
+    value = float(parallel.average(found.detach()))
+    if not math.isfinite(value):
+        raise UserError(f"the loss is not finite at step {step}: {value}; try a lower --lr")
+    optimiser.step()
+    return value
+
+
+def fit(net: nn.Module, loss: Loss, steps: int, lr: float) -> None:
+    """Train by Adam, without a run folder, and leave the network ready to be asked."""
+    optimiser = torch.optim.Adam(net.parameters(), lr, fused=True)
+    net.train()
+    for step in range(1, steps + 1):
+        step_of(optimiser, loss, step, steps, lr)
+    net.eval().requires_grad_(False)
+
+
+def train(work: Work, options: RunOptions, preset: str = "") -> Path:
+    """Train the network of a task, adapt it to its test inputs, and return the run folder.
+
+    With `options.resume` go on with a run that stopped; the weights depend on the configuration alone. Raises
+    `UserError` for bad input and when a loss is not finite.
+    """
+    config, net = work.config, work.net
+    device = choose(options.device, options.precision)
+    parallel.launch(device)
+    if device.device.type == "cpu":
+        torch.set_num_threads(1)  # its layers are too small to share
+    net.to(device.device)
+    optimiser = torch.optim.Adam(net.parameters(), config.lr)
+    run = Run.open(
+        "ittt", TITLE, config, options, preset, config.seed,
+        device=str(device.device), precision=device.precision, parameters=parameters(net), data=work.data,
+    )  # fmt: skip
+    if run.resumed and run.finished:
+        run.say(f"{run.folder} is finished already: nothing to do")
+        return run.folder
+    for line in (
+        f"device    {device}",
+        f"data      {work.data}; {len(work.clean[0])} held out",
+        f"network   {work.network}, {parameters(net):,} parameters",
+        f"run       {run.folder}",
+        f"resume    {run.resume_command}",
+    ):
+        run.say(line)
+
+    start = 0
+    if saved := run.restore():
+        start, weights, state = saved
+        fill(net, weights["net"], run.folder)
+        optimiser.load_state_dict(state["optimiser"])
+        run.say(f"goes on after step {start}")
+
+    net.train()
+    with run.guard():
+        seen, since = 0, time.monotonic()
+        for step in run.steps(start, work.steps):
+            with device.autocast():
+                value = step_of(optimiser, work.loss, step, work.steps, config.lr)
+            seen += config.batch
+
+            # Once in a while: a test, a line, a checkpoint.
+            ended = step == work.steps
+            telling, testing, saving = (
+                step % every == 0 or ended
+                for every in (config.log_every, config.test_every, config.save_every)
+            )
+            found = {"loss": value}
+            if testing:
+                found |= examine(work)
+            if telling or testing:
+                run.log(step, **found)
+                speed = seen / max(time.monotonic() - since, 1e-9)
+                told = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
+                run.say(
+                    f"{step}/{work.steps}  {told}  {speed:,.0f} images/s  {run.eta(step, work.steps, start)}"
+                )
+            if saving or run.last:
+                run.save(step, {"net": net.state_dict()}, {"optimiser": optimiser.state_dict()}, config.keep)
+    if run.main:
+        net.eval().requires_grad_(False)
+        size = config.adapt_batch
+        told = f"{work.metric}, batches of {size}\n" + table(
+            {words: work.measured(name, of_row(name, config.adapt), size) for name, words in ROWS.items()}
+        )
+        run.say(told)
+        run.say(f"report    {report.write(run.folder, TITLE, SUBTITLE, notes=told)}")
+    return run.folder
+
+
+def of_row(name: str, settings: Settings) -> Settings:
+    """The settings of one of `ROWS`: only the row of batch statistics has them."""
+    return replace(settings, norm="eval") if name == "it3" else settings
+
+
+@torch.no_grad()
+def examine(work: Work) -> dict[str, float]:
+    """Mean score and mean gap on the held-out inputs, in evaluation mode."""
+    net, (x, y) = work.net, work.clean
+    was, device = net.training, net.neutral.device
+    net.eval()
+    parts = [(net(part.to(device)), net.gap(part.to(device))) for part in x.split(100)]
+    predictions, gaps = (torch.cat(kind).cpu() for kind in zip(*parts, strict=True))
+    net.train(was)
+    return {"score": float(work.score(predictions, y).mean()), "gap": float(gaps.mean())}
+
+
+def table(found: dict[str, dict[str, float]]) -> str:
+    """Rows of scores by condition as text."""
+    names: Sequence[str] = list(next(iter(found.values())))
+    width = max(11, *(len(name) + 2 for name in names))
+    lines = [" " * 26 + "".join(f"{name:>{width}}" for name in names)]
+    for words, values in found.items():
+        lines.append(f"{words:26}" + "".join(f"{values[name]:{width}.1f}" for name in names))
+    return "\n".join(lines)
