@@ -1,7 +1,7 @@
 """The command `ittt`: its verbs as data. Imports no torch."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from paperkit import UserError, cli
 from paperkit.cli import Paper, Verb
 from paperkit.run import find, read_json
 
-from ittt import config, image_config
+from ittt import config, graph_config, image_config
 
 PAPER = Paper(
     name="ittt",
@@ -76,27 +76,62 @@ IMAGES = replace(
 """The same command where `--data` (or the run that is resumed) is a set of images."""
 
 
+def on_graphs(presets: Mapping[str, tuple[graph_config.GraphConfig, str]]) -> Paper:
+    """The same command where `--data`, or the run that is named, is a set of graphs."""
+    verbs = {
+        "train": Verb(
+            "Train a network for graphs that can be fed its own prediction, and adapt it outside its range.",
+            "ittt.graphs:train",
+            graph_config.GraphConfig,
+            presets,
+            default="small",
+            runs=True,
+            describe="ittt.graphs:describe",
+        ),
+        "adapt": Verb(
+            "A folder of shapes: adapted predictions, gaps, and what adaptation did.",
+            "ittt.graph_verbs:adapt_shapes",
+            graph_config.GraphAdaptConfig,
+        ),
+        "evaluate": Verb(
+            "Errors inside and outside the range, by every method under one protocol.",
+            "ittt.graph_verbs:evaluate",
+            graph_config.GraphEvaluateConfig,
+        ),
+    }
+    return replace(PAPER, verbs={**PAPER.verbs, **verbs})
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    return cli.main(IMAGES if about_images(words) else PAPER, words)
+    return cli.main(paper_of(words), words)
 
 
-def about_images(words: Sequence[str]) -> bool:
-    """Whether the words train on images: by --data, else by the run of --resume, else by --config."""
-    if words[:1] != ["train"]:
-        return False
-    given = {flag: value for flag in ("--data", "--resume", "--config") if (value := _value(words, flag))}
+def paper_of(words: Sequence[str]) -> Paper:
+    """The command for the data that the words are about."""
+    name = data_of(words)
+    if name in graph_config.SETS:
+        return on_graphs(graph_config.AIRFOILS if name == "airfoils" else graph_config.CARS)
+    return IMAGES if words[:1] == ["train"] and image_config.is_images(name) else PAPER
+
+
+def data_of(words: Sequence[str]) -> str:
+    """The data's name by --data, else by the run or configuration that the words name; else empty."""
+    flags = {"train": ("--data", "--resume", "--config"), "adapt": ("--run",), "evaluate": ("--run",)}
+    verb = words[0] if words else ""
+    given = {flag: value for flag in flags.get(verb, ()) if (value := _value(words, flag))}
     if "--data" in given:
-        return image_config.is_images(given["--data"])
+        return given["--data"]
+    run = given.get("--resume") if verb == "train" else given.get("--run", "latest" if verb in flags else "")
     try:
-        if "--resume" in given:
-            stored = read_json(find("ittt", given["--resume"]) / "config.json")
+        if run:
+            stored = read_json(find("ittt", run) / "config.json")
         else:
             stored = read_json(Path(given["--config"])) if "--config" in given else {}
     except (UserError, OSError):
-        return False  # the command itself says what is wrong with it
-    return image_config.is_images(str(stored.get("data", "")))
+        return ""  # the command itself says what is wrong with it
+    return str(stored.get("data", ""))
 
 
 def _value(words: Sequence[str], flag: str) -> str:

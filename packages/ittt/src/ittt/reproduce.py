@@ -33,6 +33,8 @@ CLAIMS: dict[str, str] = {
     "official-mnist": "ittt.official:claim",
     "retrofit": "ittt.retrofit:claim",
     "faces": "ittt.faces:claim",
+    "airfoils": "ittt.graph_claims:airfoils",
+    "cars": "ittt.graph_claims:cars",
 }
 """Result file -> "module:function"; imported when it is run."""
 SEEDS: dict[str, int] = {
