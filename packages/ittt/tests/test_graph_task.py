@@ -19,7 +19,7 @@ from ittt.graphs import GraphNet, build, by_level, predicted, restored, train
 from paperkit import UserError, results
 from paperkit.run import RunOptions, checkpoints, load_checkpoint, read_metrics
 
-SMOKE = replace(CARS["smoke"][0], shapes=80, epochs=2, batch=16)
+SMOKE = replace(CARS["smoke"][0], shapes=80, batch=8)
 FOILS = replace(AIRFOILS["smoke"][0], shapes=80, epochs=1)
 
 
@@ -353,7 +353,7 @@ def seeds(error, gap_after, inside):
         it3 = {
             "outside": error + noise, "inside": inside + noise, "gap before, outside": 4 + noise,
             "gap before, inside": 2.0, "gap after, outside": gap_after + 1.1 * noise,
-            "too high, outside": -9.0, "moved up, outside": 0.01,
+            "too high, outside": -9.0, "moved up, outside": 0.01, "moved up, inside": 0.0,
         }  # fmt: skip
         rows = {f"it3, batches of {size}": it3 for size in (1, 4)}
         others = [f"it3, {words}, batches of 4" for words in graph_claims.MORE] + list(graph_claims.ONLINE)
@@ -384,7 +384,9 @@ def test_conditions_tell_what_is_missed(figures, missed):
 
 
 def test_reasons_follow_the_figures():
-    assert "too short" in reason(40.0, 20.0, -30.0, 0.5)
-    assert "away from the labels" in reason(40.0, 20.0, -30.0, -5.0)
-    assert "confirms it" in reason(40.0, 1.0, -30.0, 5.0)
-    assert "confirms it" not in reason(40.0, 10.0, -30.0, 5.0)
+    assert "too short" in reason(40.0, 20.0, -30.0, 0.5, -0.1)
+    assert "away from the labels" in reason(40.0, 20.0, -30.0, -5.0, 0.1)
+    assert "confirms it" in reason(40.0, 1.0, -30.0, 5.0, 0.1)
+    assert "confirms it" not in reason(40.0, 10.0, -30.0, 5.0, 0.1)
+    assert "shifts all predictions" in reason(40.0, 10.0, -30.0, 5.0, 2.0)
+    assert "shifts all predictions" not in reason(40.0, 10.0, -30.0, 5.0, -2.0)
