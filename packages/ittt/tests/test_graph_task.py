@@ -2,6 +2,7 @@
 
 import csv
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -288,6 +289,15 @@ def test_words_choose_the_command(run):
     assert cli.paper_of(["train", "--data", "airfoils"]).verbs["train"].config is GraphConfig
 
 
+def test_help_imports_neither_torch_nor_neuralfoil():
+    code = (
+        "import sys; from ittt.cli import main; main(['train', '--data', 'airfoils', '--help']); "
+        "assert not {'torch', 'neuralfoil', 'aerosandbox'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_without_torch_geometric_one_line(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch_geometric.data", None)
     for name in ("ittt.graphs", "ittt.graph_data"):
@@ -299,14 +309,16 @@ def test_without_torch_geometric_one_line(monkeypatch, capsys):
 # ---- the claims --------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def figures(monkeypatch):
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory):
     """The claim on cars at smoke size."""
-    monkeypatch.setitem(graph_claims.RECIPES, "cars", SMOKE)
-    monkeypatch.setitem(graph_claims.BATCHES, "cars", (2, 4))
-    monkeypatch.setattr(graph_claims, "MORE", {"5 steps": replace(graph_claims.PAPER, steps=2)})
-    monkeypatch.setattr(graph_claims, "ONLINE", dict([*graph_claims.ONLINE.items()][:1]))
-    return graph_claims.figures("cars", 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("figures"))
+        patch.setitem(graph_claims.RECIPES, "cars", SMOKE)
+        patch.setitem(graph_claims.BATCHES, "cars", (2, 4))
+        patch.setattr(graph_claims, "MORE", {"5 steps": replace(graph_claims.PAPER, steps=2)})
+        patch.setattr(graph_claims, "ONLINE", dict([*graph_claims.ONLINE.items()][:1]))
+        yield graph_claims.figures("cars", 0)
 
 
 def test_figures_are_what_an_adapter_says(figures, run):
