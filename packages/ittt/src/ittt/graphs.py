@@ -97,10 +97,11 @@ def build(config: GraphConfig, dimensions: int) -> tuple[ITTT, GraphNet]:
 def standardise(net: ITTT, plain: GraphNet, shapes: Shapes, parts: Parts) -> None:
     """Let both networks see places in standard deviations of those they learn from."""
     places = shapes.batch(parts.learned).x
+    spread = places.std(0)
     assert isinstance(net.model, GraphNet)
     for each in (net.model, plain):
         each.middle.copy_(places.mean(0))
-        each.spread.copy_(places.std(0))
+        each.spread.copy_(spread.where(spread > 0, 1.0))  # an axis along which nothing varies says nothing
 
 
 def dimensions(config: GraphConfig) -> int:
