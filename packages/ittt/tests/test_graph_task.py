@@ -185,7 +185,7 @@ def test_killed_run_ends_in_the_same_weights(run, monkeypatch):
 
 def test_the_command_trains_on_airfoils(capsys):
     words = ["--shapes", "60", "--epochs", "1", "--outside", "0.2", "--no-harm", "--out", "found"]
-    assert main(["train", "--data", "airfoils", "--preset", "smoke", *words]) == 0
+    assert main(["train", "--task", "airfoils", "--preset", "smoke", *words]) == 0
     said = capsys.readouterr().out
     assert "60 of 60 NACA 4-digit airfoils" in said
     assert "no harm   lr" in said
@@ -194,8 +194,8 @@ def test_the_command_trains_on_airfoils(capsys):
 
 def test_dry_run_computes_no_label(capsys, monkeypatch):
     monkeypatch.setattr(airfoils, "load", lambda count: (_ for _ in ()).throw(AssertionError(count)))
-    assert main(["train", "--data", "airfoils", "-n"]) == 0
-    assert main(["train", "--data", "cars", "-n"]) == 0
+    assert main(["train", "--task", "airfoils", "-n"]) == 0
+    assert main(["train", "--task", "cars", "-n"]) == 0
     said = capsys.readouterr().out
     assert "2,000 airfoils" in said
     assert "stand in for cars" in said
@@ -250,14 +250,15 @@ def test_evaluate_writes_every_method(run, capsys):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (("train", "--data", "airfoils", "--folder", "x"), "--folder is for"),
-        (("train", "--data", "cars", "--folder", "none"), "is no folder"),
-        (("train", "--data", "cars", "--outside", "1"), "--outside"),
-        (("train", "--data", "cars", "--mask", "2"), "--mask"),
-        (("train", "--data", "cars", "--lr", "0"), "--lr"),
-        (("train", "--data", "cars", "--layers", "0"), "--layers"),
-        (("train", "--data", "cars", "--adapt.norm", "batch"), "no batch norm"),
-        (("train", "--data", "cars", "--shapes", "100", "--test", "90"), "to learn from"),
+        (("train", "--task", "airfoils", "--folder", "x"), "--folder is for"),
+        (("train", "--task", "cars", "--folder", "none"), "is no folder"),
+        (("train", "--task", "planes"), "choose from airfoils"),
+        (("train", "--task", "cars", "--outside", "1"), "--outside"),
+        (("train", "--task", "cars", "--mask", "2"), "--mask"),
+        (("train", "--task", "cars", "--lr", "0"), "--lr"),
+        (("train", "--task", "cars", "--layers", "0"), "--layers"),
+        (("train", "--task", "cars", "--adapt.norm", "batch"), "no batch norm"),
+        (("train", "--task", "cars", "--shapes", "100", "--test", "90"), "to learn from"),
         (("adapt", "none"), "is no folder"),
         (("adapt", "none", "--out", "x.txt"), "must end in .csv"),
         (("evaluate", "--methods", "tnet"), "no method"),
@@ -281,17 +282,17 @@ def test_a_mesh_without_edges_is_refused(run, capsys):
 
 
 def test_words_choose_the_command(run):
-    assert cli.data_of(["train", "--data", "cars"]) == "cars"
-    assert cli.data_of(["train", "--resume", str(run)]) == "cars"
-    assert cli.data_of(["train", "--config", str(run / "config.json")]) == "cars"
-    assert cli.data_of(["evaluate", "--run", str(run)]) == "cars"
-    assert cli.data_of(["train"]) == cli.data_of(["evaluate"]) == cli.data_of([]) == ""
-    assert cli.paper_of(["train", "--data", "airfoils"]).verbs["train"].config is GraphConfig
+    assert cli.about(["train", "--task", "cars"]) == "cars"
+    assert cli.about(["train", "--resume", str(run)]) == "cars"
+    assert cli.about(["train", "--config", str(run / "config.json")]) == "cars"
+    assert cli.about(["evaluate", "--run", str(run)]) == cli.about(["adapt", f"--run={run}"]) == "cars"
+    assert cli.about(["train"]) == cli.about(["evaluate"]) == cli.about(["report"]) == cli.about([]) == ""
+    assert cli.about(["train", "--task", "planes"]) in cli.PAPERS  # which says what there is
 
 
 def test_help_imports_neither_torch_nor_neuralfoil():
     code = (
-        "import sys; from ittt.cli import main; main(['train', '--data', 'airfoils', '--help']); "
+        "import sys; from ittt.cli import main; main(['train', '--task', 'airfoils', '--help']); "
         "assert not {'torch', 'neuralfoil', 'aerosandbox'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -302,7 +303,7 @@ def test_without_torch_geometric_one_line(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch_geometric.data", None)
     for name in ("ittt.graphs", "ittt.graph_data"):
         monkeypatch.delitem(sys.modules, name)
-    assert main(["train", "--data", "cars", "--preset", "smoke"]) == 2
+    assert main(["train", "--task", "cars", "--preset", "smoke"]) == 2
     assert "need torch-geometric" in capsys.readouterr().err
 
 

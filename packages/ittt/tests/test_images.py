@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from ittt import Settings, images
-from ittt.cli import about_images, main
+from ittt.cli import about, main
 from ittt.corruptions import NAMES
 from ittt.image_config import CORRUPTIONS, IMAGES, ImageConfig
 from paperkit import UserError
@@ -157,14 +157,14 @@ def test_the_command_knows_every_corruption():
 
 
 def test_the_words_decide_which_train_is_meant(run, tmp_path):
-    assert about_images(["train", "--data", "Fashion-MNIST"])
-    assert about_images(["train", "--data=cifar10"])
-    assert about_images(["train", "--resume", str(run)])
-    assert about_images(["train", "--config", str(run / "config.json")])
-    assert not about_images(["train"])
-    assert not about_images(["train", "--data", "bostonHousing"])
-    assert not about_images(["train", "--resume", str(tmp_path)])
-    assert not about_images(["evaluate", "--data", "mnist"])
+    assert about(["train", "--data", "Fashion-MNIST"]) == "images"
+    assert about(["train", "--data=cifar10"]) == "images"
+    assert about(["train", "--resume", str(run)]) == "images"
+    assert about(["train", "--config", str(run / "config.json")]) == "images"
+    assert about(["train"]) == ""
+    assert about(["train", "--data", "bostonHousing"]) == ""
+    assert about(["train", "--resume", str(tmp_path)]) == ""
+    assert about(["evaluate", "--data", "mnist"]) == ""
 
 
 def test_dry_run_of_images(capsys):

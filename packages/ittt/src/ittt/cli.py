@@ -58,26 +58,22 @@ PAPER = Paper(
 )
 
 
-IMAGES = replace(
-    PAPER,
-    verbs={
-        **PAPER.verbs,
-        "train": Verb(
-            "Train a network for images that can be fed its own prediction, and adapt it to corrupted ones.",
-            "ittt.images:train",
-            image_config.ImageConfig,
-            image_config.IMAGES,
-            default="small",
-            runs=True,
-            describe="ittt.images:describe",
-        ),
-    },
-)
-"""The same command where `--data` (or the run that is resumed) is a set of images."""
+def on_images() -> Paper:
+    """The same command about a set of images."""
+    train = Verb(
+        "Train a network for images that can be fed its own prediction, and adapt it to corrupted ones.",
+        "ittt.images:train",
+        image_config.ImageConfig,
+        image_config.IMAGES,
+        default="small",
+        runs=True,
+        describe="ittt.images:describe",
+    )
+    return replace(PAPER, verbs={**PAPER.verbs, "train": train})
 
 
 def on_graphs(presets: Mapping[str, tuple[graph_config.GraphConfig, str]]) -> Paper:
-    """The same command where `--data`, or the run that is named, is a set of graphs."""
+    """The same command about airfoils or cars."""
     verbs = {
         "train": Verb(
             "Train a network for graphs that can be fed its own prediction, and adapt it outside its range.",
@@ -102,36 +98,44 @@ def on_graphs(presets: Mapping[str, tuple[graph_config.GraphConfig, str]]) -> Pa
     return replace(PAPER, verbs={**PAPER.verbs, **verbs})
 
 
+PAPERS = {
+    "images": on_images(),
+    "airfoils": on_graphs(graph_config.AIRFOILS),
+    "cars": on_graphs(graph_config.CARS),
+}
+"""The command where `--task`, `--data` or the run that is named says so; else it is about tables."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    return cli.main(paper_of(words), words)
+    return cli.main(PAPERS.get(about(words), PAPER), words)
 
 
-def paper_of(words: Sequence[str]) -> Paper:
-    """The command for the data that the words are about."""
-    name = data_of(words)
-    if name in graph_config.SETS:
-        return on_graphs(graph_config.AIRFOILS if name == "airfoils" else graph_config.CARS)
-    return IMAGES if words[:1] == ["train"] and image_config.is_images(name) else PAPER
-
-
-def data_of(words: Sequence[str]) -> str:
-    """The data's name by --data, else by the run or configuration that the words name; else empty."""
-    flags = {"train": ("--data", "--resume", "--config"), "adapt": ("--run",), "evaluate": ("--run",)}
+def about(words: Sequence[str]) -> str:
+    """What the words are about, a key of `PAPERS` or "": by --task or --data, else by what run they name."""
     verb = words[0] if words else ""
+    flags = {
+        "train": ("--task", "--data", "--resume", "--config"),
+        "adapt": ("--run",),
+        "evaluate": ("--run",),
+    }
     given = {flag: value for flag in flags.get(verb, ()) if (value := _value(words, flag))}
+    if "--task" in given:  # an unknown one is told what there is
+        return given["--task"] if given["--task"] in graph_config.TASKS else graph_config.TASKS[0]
     if "--data" in given:
-        return given["--data"]
-    run = given.get("--resume") if verb == "train" else given.get("--run", "latest" if verb in flags else "")
+        return "images" if image_config.is_images(given["--data"]) else ""
+    run = given.get("--resume") if verb == "train" else given.get("--run", "latest")
     try:
-        if run:
+        if verb in flags and run:
             stored = read_json(find("ittt", run) / "config.json")
         else:
             stored = read_json(Path(given["--config"])) if "--config" in given else {}
     except (UserError, OSError):
         return ""  # the command itself says what is wrong with it
-    return str(stored.get("data", ""))
+    if stored.get("task") in PAPERS:
+        return str(stored["task"])
+    return "images" if image_config.is_images(str(stored.get("data", ""))) else ""
 
 
 def _value(words: Sequence[str], flag: str) -> str:

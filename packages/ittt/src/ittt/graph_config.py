@@ -1,21 +1,22 @@
 """The configuration of `ittt train` on graphs, airfoils and cars, and its presets. Imports no torch."""
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from paperkit import UserError, at_least
 from tyro.conf import Positional
 
 from ittt.settings import Settings
 
-SETS = ("airfoils", "cars")
-"""Sets of graphs that `ittt train --data` takes."""
+TASKS = ("airfoils", "cars")
+"""Tasks on graphs that `ittt train --task` takes."""
 
 
 @dataclass(frozen=True)
 class GraphConfig:
     """A network for graphs that can be fed its own prediction, beside a plain twin, and its adaptation."""
 
-    data: str = "airfoils"
+    task: Literal["airfoils", "cars"] = "airfoils"
     """airfoils (drawn, lift-to-drag by NeuralFoil) or cars (meshes with their drag)."""
     folder: str = ""
     """Cars: folder of meshes (.obj, .ply, .stl, .off) and a drag.csv; without one, bodies of revolution whose
@@ -77,10 +78,8 @@ class GraphConfig:
             save_every=self.save_every, keep=self.keep,
         )  # fmt: skip
         at_least(0, seed=self.seed, adapt_batch=self.adapt_batch)
-        if self.data not in SETS:
-            raise UserError(f"--data {self.data} is no set of graphs: choose from {', '.join(SETS)}")
-        if self.folder and self.data != "cars":
-            raise UserError("--folder is for --data cars: airfoils are drawn")
+        if self.folder and self.task != "cars":
+            raise UserError("--folder is for --task cars: airfoils are drawn")
         if not 0 < self.outside < 1:
             raise UserError(f"--outside is a share between 0 and 1, not {self.outside:g}")
         if not self.lr > 0:
@@ -146,10 +145,10 @@ AIRFOILS = {
     ),
 }  # fmt: skip
 
-CAR = replace(AIRFOIL, data="cars", shapes=800, outside=0.1, adapt_batch=4)
+CAR = replace(AIRFOIL, task="cars", shapes=800, outside=0.1, adapt_batch=4)
 CARS = {
     "smoke": (
-        replace(AIRFOILS["smoke"][0], data="cars", adapt_batch=4),
+        replace(AIRFOILS["smoke"][0], task="cars", adapt_batch=4),
         "the same path in seconds, on bodies of revolution that stand in for cars",
     ),
     "small": (CAR, "800 bodies of revolution that stand in for cars, or --folder: minutes of one core"),

@@ -31,7 +31,7 @@ def adapt_shapes(config: GraphAdaptConfig) -> Path:
 
 def read_shapes(folder: Path, trained: Trained) -> tuple[list[str], list[Data]]:
     """Names and graphs of a folder's outlines or meshes, as the network knows them."""
-    if trained.config.data == "airfoils":
+    if trained.config.task == "airfoils":
         files = airfoils.list_outlines(folder)
         nodes = sum(airfoils.NODES) // 2
         outlines = [airfoils.resampled(airfoils.read_outline(path), nodes) for path in files.values()]
@@ -73,7 +73,7 @@ def printed(
     """The errors and gaps as text."""
     places = list(next(iter(next(iter(found.values())).values())))
     lines = [
-        f"mean absolute error on test shapes of {config.data}, inside and outside the range trained on",
+        f"mean absolute error on test shapes of {config.task}, inside and outside the range trained on",
         f"{'batch':24}" + "".join(f"{place:>11}" for place in places),
     ]
     for many, rows in found.items():

@@ -50,7 +50,7 @@ def _load(name: str, folder: str, shapes: int, nodes: int) -> Shapes:
 
 def load(config: GraphConfig) -> tuple[Shapes, Parts]:
     """The shapes of a configuration, and its parts of them."""
-    shapes = _load(config.data, config.folder, config.shapes, config.nodes)
+    shapes = _load(config.task, config.folder, config.shapes, config.nodes)
     return shapes, shapes.parts(config.seed, config.outside, config.held_out, config.test)
 
 
@@ -106,7 +106,7 @@ def standardise(net: ITTT, plain: GraphNet, shapes: Shapes, parts: Parts) -> Non
 
 def dimensions(config: GraphConfig) -> int:
     """Of the space that the shapes lie in."""
-    return 2 if config.data == "airfoils" else 3
+    return 2 if config.task == "airfoils" else 3
 
 
 # ---- training ----------------------------------------------------------------------------------------------
@@ -323,7 +323,7 @@ def table(found: dict[str, dict[str, float]], config: GraphConfig) -> str:
     """The errors as text."""
     names = next(iter(found.values()))
     lines = [
-        f"mean absolute error on test shapes of {config.data}, inside and outside the range trained on",
+        f"mean absolute error on test shapes of {config.task}, inside and outside the range trained on",
         " " * 24 + "".join(f"{name:>11}" for name in names),
     ]
     for row, values in found.items():
@@ -349,7 +349,7 @@ def describe(config: GraphConfig) -> dict[str, str]:
     """What `--dry-run` adds: the data, the network, the length; no label of an airfoil is computed."""
     net, _ = build(config, dimensions(config))
     found = {"network": f"{words(config)}, {parameters(net):,} parameters"}
-    if config.data == "airfoils":
+    if config.task == "airfoils":
         return {"data": f"{config.shapes:,} airfoils, less those whose label is unsure", **found}
     shapes, parts = load(config)
     steps = f"{length(config, parts):,} steps of {config.batch} graphs ({config.epochs} epochs)"
