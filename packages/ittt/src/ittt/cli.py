@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from paperkit import UserError, cli
+from paperkit import UserError, cli, suggest
 from paperkit.cli import Paper, Verb
 from paperkit.run import find, read_json
 
-from ittt import config, image_config, task_config
+from ittt import config, graph_config, image_config, task_config
 
 PAPER = Paper(
     name="ittt",
@@ -62,48 +62,85 @@ PAPER = Paper(
 Presets = Mapping[str, tuple[Any, str]]
 
 
-def training(summary: str, function: str, kind: type, presets: Presets, describe: str) -> Paper:
-    """The same command with another `train`."""
-    verb = Verb(summary, function, kind, presets, default="small", runs=True, describe=describe)
-    return replace(PAPER, verbs={**PAPER.verbs, "train": verb})
+def training(summary: str, function: str, kind: type, presets: Presets, **others: Verb) -> Paper:
+    """The same command with another `train` (`module:function`), and other verbs where they differ."""
+    described = f"{function.partition(':')[0]}:describe"
+    verb = Verb(summary, function, kind, presets, default="small", runs=True, describe=described)
+    return replace(PAPER, verbs={**PAPER.verbs, "train": verb, **others})
 
 
+GRAPHS = {
+    "adapt": Verb(
+        "A folder of shapes: adapted predictions, gaps, and what adaptation did.",
+        "ittt.graph_verbs:adapt_shapes",
+        graph_config.GraphAdaptConfig,
+    ),
+    "evaluate": Verb(
+        "Errors inside and outside the range, by every method under one protocol.",
+        "ittt.graph_verbs:evaluate",
+        graph_config.GraphEvaluateConfig,
+    ),
+}
 PAPERS = {
     "images": training(
         "Train a network for images that can be fed its own prediction, and adapt it to corrupted ones.",
-        "ittt.images:train", image_config.ImageConfig, image_config.IMAGES, "ittt.images:describe",
+        "ittt.images:train", image_config.ImageConfig, image_config.IMAGES,
     ),
     "faces": training(
         "Train a network that tells ages from faces, and adapt it to ages that it has not seen.",
-        "ittt.tasks:train", task_config.FacesConfig, task_config.FACES, "ittt.tasks:describe",
+        "ittt.tasks:train", task_config.FacesConfig, task_config.FACES,
     ),
     "roads": training(
         "Train a network that marks roads in aerial photographs, and adapt it to noise and haze.",
-        "ittt.tasks:train", task_config.RoadsConfig, task_config.ROADS, "ittt.tasks:describe",
+        "ittt.tasks:train", task_config.RoadsConfig, task_config.ROADS,
+    ),
+    "airfoils": training(
+        "Train a network that tells airfoils' lift-to-drag ratio, and adapt it outside its range.",
+        "ittt.graphs:train", graph_config.GraphConfig, graph_config.AIRFOILS, **GRAPHS,
+    ),
+    "cars": training(
+        "Train a network that tells meshes' drag, and adapt it outside its range.",
+        "ittt.graphs:train", graph_config.GraphConfig, graph_config.CARS, **GRAPHS,
     ),
 }  # fmt: skip
-"""The command where `--task`, `--data` or the run that is resumed says so; else it is about tables."""
+"""The command where `--task`, `--data` or the run that is named says so; else it is about tables."""
+TASKS = (*graph_config.TASKS, *task_config.TASKS)
+"""What `--task` takes."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    return cli.main(PAPERS.get(about(words), PAPER), words)
+    try:
+        paper = PAPERS.get(about(words), PAPER)
+    except UserError as error:
+        print(f"ittt: {error}", file=sys.stderr)
+        return 2
+    return cli.main(paper, words)
 
 
 def about(words: Sequence[str]) -> str:
-    """What the words train, a key of `PAPERS` or "": by --task or --data, else by --resume or --config."""
-    if words[:1] != ["train"]:
-        return ""
-    flags = ("--task", "--data", "--resume", "--config")
-    given = {flag: value for flag in flags if (value := _value(words, flag))}
-    if "--task" in given:  # an unknown one is told what there is
-        return given["--task"] if given["--task"] in task_config.TASKS else task_config.TASKS[0]
+    """What the words are about, a key of `PAPERS` or "": by --task or --data, else by what run they name.
+
+    Raises `UserError` for a task that there is not.
+    """
+    verb = words[0] if words else ""
+    flags = {
+        "train": ("--task", "--data", "--resume", "--config"),
+        "adapt": ("--run",),
+        "evaluate": ("--run",),
+    }
+    given = {flag: value for flag in flags.get(verb, ()) if (value := _value(words, flag))}
+    if task := given.get("--task"):
+        if task not in TASKS:
+            raise UserError(f"--task {task}{suggest(task, TASKS)}: there are {', '.join(TASKS)}")
+        return task
     if "--data" in given:
         return "images" if image_config.is_images(given["--data"]) else ""
+    run = given.get("--resume") if verb == "train" else given.get("--run", "latest")
     try:
-        if "--resume" in given:
-            stored = read_json(find("ittt", given["--resume"]) / "config.json")
+        if verb in flags and run:
+            stored = read_json(find("ittt", run) / "config.json")
         else:
             stored = read_json(Path(given["--config"])) if "--config" in given else {}
     except (UserError, OSError):

@@ -9,6 +9,7 @@ from paperkit.data import batch_indices, open_table, permutation
 from torch import Tensor
 
 from ittt.config import TrainConfig
+from ittt.graph_config import GraphConfig
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ def batch(rows: Rows, config: TrainConfig, step: int) -> tuple[Float[Tensor, "b 
     return rows.x[chosen], rows.y[chosen]
 
 
-def mask(config: TrainConfig, step: int) -> Bool[Tensor, " b"] | None:
-    """Which of this process's rows of a step are fed the neutral signal; None: all are, and their labels."""
+def mask(config: TrainConfig | GraphConfig, step: int) -> Bool[Tensor, " b"] | None:
+    """Which of this process's samples of a step are fed the neutral signal; None: all, and their labels."""
     if config.mask is None:
         return None
     draws = torch.rand(config.batch, generator=rng.generator(config.seed, step, "mask"))

@@ -32,6 +32,8 @@ CLAIMS: dict[str, str] = {
     "retrofit": "ittt.retrofit:claim",
     "faces": "ittt.face_claim:claim",
     "roads": "ittt.road_claim:claim",
+    "airfoils": "ittt.graph_claims:airfoils",
+    "cars": "ittt.graph_claims:cars",
 }
 """Result file -> "module:function"; imported when it is run."""
 SEEDS: dict[str, int] = {

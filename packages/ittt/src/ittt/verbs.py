@@ -22,7 +22,7 @@ def adapt_rows(config: AdaptConfig) -> Path:
     if tasks.is_task_run(config.run):
         return _write(Path(config.out), tasks.adapt(config), "images")
     if is_image_run(config.run):
-        return _write(Path(config.out), adapt_images(config), "images")
+        return write_found(Path(config.out), adapt_images(config), "images")
     trained = load(config.run)
     names, rows = read_rows(Path(config.rows))
     x = standardised(rows, names, trained.scale.x_mean, trained.scale.x_std, config)
@@ -39,10 +39,10 @@ def adapt_rows(config: AdaptConfig) -> Path:
         )
         for facts, prediction, without in zip(found.rows(), predictions, before, strict=True):
             written.append({"row": len(written), "prediction": prediction, "before": without, **facts})
-    return _write(Path(config.out), written, "rows")
+    return write_found(Path(config.out), written, "rows")
 
 
-def _write(path: Path, written: list[dict[str, Any]], what: str) -> Path:
+def write_found(path: Path, written: list[dict[str, Any]], what: str) -> Path:
     """Write the rows and say what they are."""
     write_rows(path, written)
     refused, undone = (sum(row[name] for row in written) for name in ("abstain", "rolled_back"))
