@@ -28,7 +28,7 @@ from ittt.guard import Calibration, harmless_lr
 from ittt.inject import extra_inputs
 from ittt.inputs import Batch
 from ittt.model import ITTT
-from ittt.train import ROWS, SUBTITLE, TITLE, kept, parameters, row_error
+from ittt.train import ROWS, SUBTITLE, TITLE, parameters, row_error
 
 with quiet():
     from torch_geometric.nn import GMMConv, global_mean_pool
@@ -136,25 +136,14 @@ def train(config: GraphConfig, options: RunOptions | None = None, preset: str = 
         "ittt", TITLE, config, options, preset, config.seed,
         device=str(device.device), precision=device.precision, parameters=parameters(net), data=shapes.name,
     )  # fmt: skip
-    if run.resumed and run.finished:
-        run.say(f"{run.folder} is finished already: nothing to do")
-        return run.folder
-    for line in (
-        f"device    {device}",
-        f"data      {shapes.name}; {words_of_parts(parts)}",
-        f"network   {words(config)}, {parameters(net):,} parameters, and a plain twin",
-        f"run       {run.folder}",
-        f"resume    {run.resume_command}",
+    if not run.begins(
+        device=device,
+        data=f"{shapes.name}; {words_of_parts(parts)}",
+        network=f"{words(config)}, {parameters(net):,} parameters, and a plain twin",
     ):
-        run.say(line)
+        return run.folder
 
-    start = 0
-    if saved := run.restore():
-        start, weights, state = saved
-        fill(net, weights["net"], run.folder)
-        fill(plain, weights["plain"], run.folder)
-        optimiser.load_state_dict(state["optimiser"])
-        run.say(f"goes on after step {start}")
+    start = run.goes_on({"net": net, "plain": plain}, optimiser)
 
     with run.guard():
         seen, since = 0, time.monotonic()
@@ -170,8 +159,7 @@ def train(config: GraphConfig, options: RunOptions | None = None, preset: str = 
             (loss + other).backward()
             parallel.average_gradients([*net.parameters(), *plain.parameters()])
             both = parallel.average(torch.stack([loss.detach(), other.detach()])).tolist()
-            if not all(map(math.isfinite, both)):
-                raise UserError(f"the loss is not finite at step {step}: {both}; {kept(run)}")
+            run.check(step, *both)
             optimiser.step()
             seen += config.batch
 

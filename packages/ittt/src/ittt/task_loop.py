@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from paperkit import UserError, parallel, report
 from paperkit.device import choose
-from paperkit.run import Run, RunOptions, fill
+from paperkit.run import Run, RunOptions
 from torch import Tensor, nn
 
 from ittt.baselines import method
@@ -115,24 +115,14 @@ def train(work: Work, options: RunOptions, preset: str = "") -> Path:
         "ittt", TITLE, config, options, preset, config.seed,
         device=str(device.device), precision=device.precision, parameters=parameters(net), data=work.data,
     )  # fmt: skip
-    if run.resumed and run.finished:
-        run.say(f"{run.folder} is finished already: nothing to do")
-        return run.folder
-    for line in (
-        f"device    {device}",
-        f"data      {work.data}; {len(work.clean[0])} held out",
-        f"network   {work.network}, {parameters(net):,} parameters",
-        f"run       {run.folder}",
-        f"resume    {run.resume_command}",
+    if not run.begins(
+        device=device,
+        data=f"{work.data}; {len(work.clean[0])} held out",
+        network=f"{work.network}, {parameters(net):,} parameters",
     ):
-        run.say(line)
+        return run.folder
 
-    start = 0
-    if saved := run.restore():
-        start, weights, state = saved
-        fill(net, weights["net"], run.folder)
-        optimiser.load_state_dict(state["optimiser"])
-        run.say(f"goes on after step {start}")
+    start = run.goes_on({"net": net}, optimiser)
 
     net.train()
     with run.guard():

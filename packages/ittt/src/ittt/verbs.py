@@ -20,7 +20,7 @@ from ittt.train import SUBTITLE, TITLE, calibrated, load, without_harm
 def adapt_rows(config: AdaptConfig) -> Path:
     """`ittt adapt`: adapt to the rows of a file, or the images of a folder, and write what came of each."""
     if tasks.is_task_run(config.run):
-        return _write(Path(config.out), tasks.adapt(config), "images")
+        return write_found(Path(config.out), tasks.adapt(config), "images")
     if is_image_run(config.run):
         return write_found(Path(config.out), adapt_images(config), "images")
     trained = load(config.run)
