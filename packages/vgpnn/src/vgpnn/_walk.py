@@ -160,7 +160,9 @@ class CompiledWalk(Walk):
             for size in self.sizes
         ]
         spare = torch.zeros(LANES, dtype=self.a.dtype)
-        self._videos = torch.cat([self.a, spare]).numpy(), torch.cat([self.b, spare]).numpy()
+        padded = torch.cat([self.a, spare]), torch.cat([self.b, spare])
+        self._videos = padded[0].numpy(), padded[1].numpy()
+        self.a, self.b = padded[0][:-LANES], padded[1][:-LANES]  # views: one copy of each video, not two
         self._shapes = (
             np.array(self.grid), np.array(self.among), np.array(self.sizes), np.array(steps), self.patch[0],
             lanes, self.width, self.factor.numpy(),

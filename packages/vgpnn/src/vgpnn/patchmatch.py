@@ -144,10 +144,10 @@ class Walk:
     def start(self, guess: Int64[Tensor, "q"] | None) -> None:
         """A key drawn at random for each query, or the guess where it may be one."""
         position = torch.arange(self.count, device=self.a.device)
-        drawn = self._any(bits(self.key, 0, position))
-        if guess is not None:
-            drawn = guess if self.valid is None else torch.where(self.valid[guess], guess, drawn)
-        self.field = drawn.clone()
+        if guess is None or self.valid is not None:  # numbers that nobody needs are a large level's peak
+            drawn = self._any(bits(self.key, 0, position))
+            guess = drawn if guess is None else torch.where(self.valid[guess], guess, drawn)
+        self.field = guess.clone()
         self.score = self.scores(position, self.field)
 
     def _any(self, drawn: Tensor) -> Tensor:
