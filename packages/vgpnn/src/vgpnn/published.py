@@ -61,10 +61,10 @@ def clip_figures(clip: Published, side: int, samples: int) -> dict[str, Any]:
 
 
 def other_ways(base: Settings) -> dict[str, Settings]:
-    """What the released code does differently, tried where a clip fails."""
+    """Smaller patches, or a larger coarsest level: more places to choose from; tried where a clip fails."""
     return {
-        "two searches at the coarsest level": replace(base, coarse_steps=2),
-        "ratios of 0.85": replace(base, ratio_time=0.85, ratio_space=0.85),
+        "patches of 3x5x5": replace(base, patch=(3, 5, 5)),
+        "a coarsest level of 20 rows": replace(base, least_side=20),
     }
 
 
