@@ -144,10 +144,13 @@ class Walk:
     def start(self, guess: Int64[Tensor, "q"] | None) -> None:
         """A key drawn at random for each query, or the guess where it may be one."""
         position = torch.arange(self.count, device=self.a.device)
-        if guess is None or self.valid is not None:  # numbers that nobody needs are a large level's peak
+        if guess is None:
             drawn = self._any(bits(self.key, 0, position))
-            guess = drawn if guess is None else torch.where(self.valid[guess], guess, drawn)
-        self.field = guess.clone()
+        elif self.valid is None:
+            drawn = guess
+        else:
+            drawn = torch.where(self.valid[guess], guess, self._any(bits(self.key, 0, position)))
+        self.field = drawn.clone()
         self.score = self.scores(position, self.field)
 
     def _any(self, drawn: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """How near PatchMatch comes to the exact search, search by search (spec 8 (5)). Used by `reproduce`."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +8,8 @@ from jaxtyping import Float, Int64
 from paperkit.nearest import Index, Patches
 from torch import Tensor
 
-from vgpnn import tasks
+from vgpnn import clips, tasks
+from vgpnn.clips import CLIPS
 from vgpnn.config import ReproduceConfig
 from vgpnn.method import passes
 from vgpnn.patchmatch import PatchMatch
@@ -68,15 +68,13 @@ def ratios(x: Tensor, alpha: float, seed: int) -> list[list[float]]:
     return table
 
 
-def patchmatch_quality(
-    names: tuple[str, ...], real: Callable[[str, int], Tensor], config: ReproduceConfig
-) -> dict[str, Any]:
+def patchmatch_quality(config: ReproduceConfig) -> dict[str, Any]:
     """Ratios at every level and step of whole passes, plain and weighted."""
     side = config.side or 36
     first, last, lowest, tables = [], [], [], {}
     arms: dict[str, list[float]] = {}
-    for name in names:
-        x = real(name, side)
+    for name in CLIPS:
+        x = clips.real(name, side)
         for label, alpha in (("plain", math.inf), ("weighted", 0.0044)):
             table = ratios(x, alpha, 0)
             tables[f"{name}, {label}"] = table
@@ -90,7 +88,7 @@ def patchmatch_quality(
     holds = max(last) <= 1.02 and max(first) <= 1.05 and min(lowest) >= 1 - 1e-4
     return {
         "claim": "PatchMatch's mean distance is within 2 % of the exact search's at the end of every level",
-        "source": "section on PatchMatch; spec 8 (5)", "data": f"{', '.join(names)}: 13 frames, side {side}",
+        "source": "section on PatchMatch; spec 8 (5)", "data": clips.described(CLIPS, side),
         "metric": "score_over_best", "unit": "1", "better": "lower", "ours": last, "arms": arms,
         "criterion": "mean score over the best one at most 1.05 in the first search of each level but the "
         "coarsest, at most 1.02 in the last, never below 0.9999; plain and weighted (statistic: 1 when all)",
