@@ -1,7 +1,6 @@
 """Tasks, guides, figures, provenance: closed forms, invariances, and what is refused."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch

@@ -4,7 +4,8 @@ One round tries, for every query patch at once: a key drawn at random; the prese
 six neighbours at a jump along each axis the neighbour's key, moved back by the jump; and these with jitter.
 Candidates are tried one kind after another and accepted in place, so that a match travels several jumps in
 one round and the score of a query never rises. With weights the score is w_j D_ij, w_j = 1 / (alpha + min_i
-D_ij), the minimum being found by the same walk from keys to queries.
+D_ij), the minimum being found by the same walk from keys to queries; the keys nearest to a query are tried
+first.
 
 Random numbers are a hash of (key, round and kind, query): no generator's state, no tile and no thread order
 enters, and the torch and numba paths draw the same. `_walk` is the numba path (CPU); here is the torch path.
@@ -76,15 +77,34 @@ class PatchMatch:
     ) -> Found:
         """A good key of every patch of y."""
         queries = Patches(y, self.keys.window)
-        keys, weight = Patches(self.keys.image, self.keys.window), None
+        keys, weight, offered = Patches(self.keys.image, self.keys.window), None, None
         if math.isfinite(alpha):
             back = walk(keys, queries, None, None, self.schedule, draw ^ 1, self.memory)
             self._back, least = back.run(self._back)
             weight = 1 / (alpha + least)
+            offered = nearest_of(self._back, least, math.prod(queries.grid), self.valid)
         forth = walk(queries, keys, weight, self.valid, self.schedule, draw, self.memory)
-        index, score = forth.run(None if guess is None else guess.flatten())
+        index, score = forth.run(None if guess is None else guess.flatten(), offered)
         distance = score if weight is None else score / weight[index]
         return Found(index.view(queries.grid), distance.view(queries.grid))
+
+
+def nearest_of(
+    back: Int64[Tensor, "k"], least: Float[Tensor, "k"], queries: int, valid: Bool[Tensor, "k"] | None
+) -> Int64[Tensor, "q"]:
+    """For each query, of the keys whose nearest query it is, the one with the least score; -1: none.
+
+    Weights part neighbouring keys, so that a match does not lead to the next better one: these keys, whose
+    scores D_j / (alpha + D_j) are known, are hard to come by otherwise.
+    """
+    key = torch.arange(len(back), device=back.device)
+    if valid is not None:
+        key, back, least = key[valid], back[valid], least[valid]
+    low = least.new_full((queries,), math.inf).scatter_reduce(0, back, least, "amin")
+    first = least == low[back]
+    found = torch.full((queries,), len(valid if valid is not None else back), device=back.device)
+    found = found.scatter_reduce(0, back[first], key[first], "amin")
+    return torch.where(low < math.inf, found, -1)
 
 
 def walk(
@@ -132,9 +152,16 @@ class Walk:
         self.field = torch.empty(0, dtype=torch.int64)
         self.score = torch.empty(0)
 
-    def run(self, guess: Int64[Tensor, "q"] | None) -> tuple[Int64[Tensor, "q"], Float[Tensor, "q"]]:
-        """Improve a guess, or a field drawn at random; returns the field with its scores."""
+    def run(
+        self, guess: Int64[Tensor, "q"] | None, offered: Int64[Tensor, "q"] | None = None
+    ) -> tuple[Int64[Tensor, "q"], Float[Tensor, "q"]]:
+        """Improve a guess, or a field drawn at random; returns the field with its scores.
+
+        `offered`: keys to try first, -1 for none.
+        """
         self.start(guess)
+        if offered is not None:
+            self.offer(offered)
         for number, (jump, radius) in enumerate(
             zip(self.schedule.jumps, self.schedule.radii, strict=True), 1
         ):
@@ -152,6 +179,13 @@ class Walk:
             drawn = torch.where(self.valid[guess], guess, self._any(bits(self.key, 0, position)))
         self.field = drawn.clone()
         self.score = self.scores(position, self.field)
+
+    def offer(self, key: Int64[Tensor, "q"]) -> None:
+        """Take these keys (-1: none) where they are nearer."""
+        given = torch.where(key >= 0, key, self.field)
+        score = self.scores(torch.arange(self.count, device=self.a.device), given)
+        better = score < self.score
+        self.field[better], self.score[better] = given[better], score[better]
 
     def _any(self, drawn: Tensor) -> Tensor:
         if self.slots is None:
