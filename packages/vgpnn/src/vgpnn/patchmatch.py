@@ -159,17 +159,15 @@ class Walk:
 
         `offered`: keys to try first, -1 for none.
         """
-        self.start(guess)
-        if offered is not None:
-            self.offer(offered)
+        self.start(guess, offered)
         for number, (jump, radius) in enumerate(
             zip(self.schedule.jumps, self.schedule.radii, strict=True), 1
         ):
             self.round(number, jump, radius)
         return self.field, self.score
 
-    def start(self, guess: Int64[Tensor, "q"] | None) -> None:
-        """A key drawn at random for each query, or the guess where it may be one."""
+    def start(self, guess: Int64[Tensor, "q"] | None, offered: Int64[Tensor, "q"] | None = None) -> None:
+        """The guess where it may be one, else a key drawn at random, for each query; or the offered, if nearer."""
         position = torch.arange(self.count, device=self.a.device)
         if guess is None:
             drawn = self._any(bits(self.key, 0, position))
@@ -177,15 +175,17 @@ class Walk:
             drawn = guess
         else:
             drawn = torch.where(self.valid[guess], guess, self._any(bits(self.key, 0, position)))
-        self.field = drawn.clone()
-        self.score = self.scores(position, self.field)
+        self._take(drawn)
+        if offered is not None:
+            field, score = self.field, self.score
+            self._take(torch.where(offered >= 0, offered, drawn))
+            better = self.score < score
+            self.field = torch.where(better, self.field, field)
+            self.score = torch.where(better, self.score, score)
 
-    def offer(self, key: Int64[Tensor, "q"]) -> None:
-        """Take these keys (-1: none) where they are nearer."""
-        given = torch.where(key >= 0, key, self.field)
-        score = self.scores(torch.arange(self.count, device=self.a.device), given)
-        better = score < self.score
-        self.field[better], self.score[better] = given[better], score[better]
+    def _take(self, key: Int64[Tensor, "q"]) -> None:
+        self.field = key.clone()
+        self.score = self.scores(torch.arange(self.count, device=self.a.device), self.field)
 
     def _any(self, drawn: Tensor) -> Tensor:
         if self.slots is None:
