@@ -167,7 +167,7 @@ class Walk:
         return self.field, self.score
 
     def start(self, guess: Int64[Tensor, "q"] | None, offered: Int64[Tensor, "q"] | None = None) -> None:
-        """The guess where it may be one, else a key drawn at random, for each query; or the offered, if nearer."""
+        """The guess where it may be a key, else one drawn at random; or what is offered, if nearer."""
         position = torch.arange(self.count, device=self.a.device)
         if guess is None:
             drawn = self._any(bits(self.key, 0, position))
