@@ -73,11 +73,10 @@ def _why(cases: dict[str, dict[str, Any]]) -> str:
         followed = sum(found["bright"] > found["dark"] for found, _ in tried)
         ways.append(f"{way}: {within} clips within {MOST}, cue followed on {followed}")
     return (
-        f"Less real than outside: {far or 'none'}. By this measure the real content of the hole itself would "
-        f"miss on {sum(over(row, 'real', 'outside') for row in rows)} of {len(cases)} clips: what was in the "
-        f"middle of a frame has no equal around it. Against that content the fill is within {MOST} on "
-        f"{sum(not over(row, 'inside', 'real') for row in rows)} of {len(cases)}. Cue not followed: "
-        f"{unsteered or 'none'}. Other ways: {'; '.join(ways)}."
+        f"Less real than outside: {far or 'none'}. By this measure the real content of the hole itself "
+        f"misses on {sum(over(row, 'real', 'outside') for row in rows)} of {len(cases)} clips. Against that "
+        f"content the fill is within {MOST} on {sum(not over(row, 'inside', 'real') for row in rows)}. Cue not "
+        f"followed: {unsteered or 'none'}. Other ways: {'; '.join(ways)}."
     )
 
 
