@@ -74,8 +74,8 @@ def _why(cases: dict[str, dict[str, Any]]) -> str:
         ways.append(f"{way}: {within} clips within {MOST}, cue followed on {followed}")
     return (
         f"Less real than outside: {far or 'none'}. By this measure the real content of the hole itself "
-        f"misses on {sum(over(row, 'real', 'outside') for row in rows)} of {len(cases)} clips. Against that "
-        f"content the fill is within {MOST} on {sum(not over(row, 'inside', 'real') for row in rows)}. Cue not "
+        f"misses on {sum(over(row, 'real', 'outside') for row in rows)} of {len(cases)} clips. Against it "
+        f"the fill is within {MOST} on {sum(not over(row, 'inside', 'real') for row in rows)}. Cue not "
         f"followed: {unsteered or 'none'}. Other ways: {'; '.join(ways)}."
     )
 
