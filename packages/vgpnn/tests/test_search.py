@@ -9,7 +9,7 @@ from paperkit.nearest import Patches
 from paperkit.resize import resize
 from vgpnn import clips, search
 from vgpnn._walk import CompiledWalk
-from vgpnn.patchmatch import PatchMatch, Walk, below, bits, jitter, nearest_of
+from vgpnn.patchmatch import PatchMatch, Walk, below, bits, jitter
 from vgpnn.search import Exact, Schedule, exact_pays, matcher, movement
 from vgpnn.video import to_unit
 
@@ -75,27 +75,6 @@ def test_scores_never_rise_and_are_those_of_the_field():
         assert bool((walk.score <= before).all())
     d = all_distances(y, x)
     torch.testing.assert_close(walk.score.double(), d.gather(1, walk.field[:, None])[:, 0], rtol=1e-5, atol=0)
-
-
-def test_of_the_keys_nearest_to_a_query_the_one_with_the_least_score_is_tried_first():
-    back = torch.tensor([2, 0, 2, 2, 3])
-    least = torch.tensor([0.3, 0.1, 0.2, 0.2, 0.0])
-    assert nearest_of(back, least, 4, None).tolist() == [1, -1, 2, 4]
-    valid = torch.tensor([True, False, False, True, True])
-    assert nearest_of(back, least, 4, valid).tolist() == [-1, -1, 3, 4]
-
-
-@pytest.mark.parametrize("kind", [Walk, CompiledWalk])
-def test_what_is_offered_is_taken_where_it_is_nearer(kind):
-    x, y = pair()
-    d = all_distances(y, x)
-    walk = kind(Patches(y, P), Patches(x, P), None, None, Schedule((1,), (0,)), 3, 2**26)
-    best = d.argmin(1)
-    offered = torch.where(torch.arange(len(best)) % 3 == 0, best, -1)
-    guess = torch.zeros(len(best), dtype=torch.int64)
-    index, score = walk.run(guess, offered)
-    assert torch.equal(index[::3], best[::3])
-    assert bool((score.double() <= d[:, 0] * (1 + 1e-5)).all())
 
 
 def all_distances(y, x):

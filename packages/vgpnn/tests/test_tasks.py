@@ -10,7 +10,7 @@ from vgpnn import clips, guidance, metrics, provenance, synthetic, tasks
 from vgpnn.holes import realism_in
 from vgpnn.method import Output, grid_of, outputs, passes, places_of
 from vgpnn.pyramid import Settings, shape_of
-from vgpnn.quality import ratios
+from vgpnn.quality import compared, ratios
 from vgpnn.reproduce import psnr
 from vgpnn.sizes import period
 from vgpnn.video import to_frames, to_unit
@@ -279,5 +279,11 @@ def test_a_loop_has_a_place_for_every_voxel():
 def test_ratios_are_those_of_every_level_and_step():
     table = ratios(clip(4, 17, 18), 0.0044, 0)
     assert [len(row) for row in table] == [1] + [5] * (len(table) - 1)
-    assert min(value for row in table for value in row) >= 1 - 1e-4
-    assert max(row[-1] for row in table[1:]) < 1.2
+    assert min(cell.ratio for row in table for cell in row) >= 1 - 1e-4
+    assert max(row[-1].ratio for row in table[1:]) < 1.2
+
+
+def test_scores_beside_the_best():
+    best = torch.tensor([1.0, 1.0, 2.0, 4.0], dtype=torch.float64)
+    cell = compared(best + torch.tensor([0.0, 0.5, 1.5, 0.0]), best)
+    assert cell == (pytest.approx(1.25), 4, 2, pytest.approx(0.75))

@@ -4,8 +4,7 @@ One round tries, for every query patch at once: a key drawn at random; the prese
 six neighbours at a jump along each axis the neighbour's key, moved back by the jump; and these with jitter.
 Candidates are tried one kind after another and accepted in place, so that a match travels several jumps in
 one round and the score of a query never rises. With weights the score is w_j D_ij, w_j = 1 / (alpha + min_i
-D_ij), the minimum being found by the same walk from keys to queries; the keys nearest to a query are tried
-first.
+D_ij), the minimum being found by the same walk from keys to queries.
 
 Random numbers are a hash of (key, round and kind, query): no generator's state, no tile and no thread order
 enters, and the torch and numba paths draw the same. `_walk` is the numba path (CPU); here is the torch path.
@@ -77,34 +76,15 @@ class PatchMatch:
     ) -> Found:
         """A good key of every patch of y."""
         queries = Patches(y, self.keys.window)
-        keys, weight, offered = Patches(self.keys.image, self.keys.window), None, None
+        keys, weight = Patches(self.keys.image, self.keys.window), None
         if math.isfinite(alpha):
             back = walk(keys, queries, None, None, self.schedule, draw ^ 1, self.memory)
             self._back, least = back.run(self._back)
             weight = 1 / (alpha + least)
-            offered = nearest_of(self._back, least, math.prod(queries.grid), self.valid)
         forth = walk(queries, keys, weight, self.valid, self.schedule, draw, self.memory)
-        index, score = forth.run(None if guess is None else guess.flatten(), offered)
+        index, score = forth.run(None if guess is None else guess.flatten())
         distance = score if weight is None else score / weight[index]
         return Found(index.view(queries.grid), distance.view(queries.grid))
-
-
-def nearest_of(
-    back: Int64[Tensor, "k"], least: Float[Tensor, "k"], queries: int, valid: Bool[Tensor, "k"] | None
-) -> Int64[Tensor, "q"]:
-    """For each query, of the keys whose nearest query it is, the one with the least score; -1: none.
-
-    Weights part neighbouring keys, so that a match does not lead to the next better one: these keys, whose
-    scores D_j / (alpha + D_j) are known, are hard to come by otherwise.
-    """
-    key = torch.arange(len(back), device=back.device)
-    if valid is not None:
-        key, back, least = key[valid], back[valid], least[valid]
-    low = least.new_full((queries,), math.inf).scatter_reduce(0, back, least, "amin")
-    first = least == low[back]
-    found = torch.full((queries,), len(valid if valid is not None else back), device=back.device)
-    found = found.scatter_reduce(0, back[first], key[first], "amin")
-    return torch.where(low < math.inf, found, -1)
 
 
 def walk(
@@ -152,22 +132,17 @@ class Walk:
         self.field = torch.empty(0, dtype=torch.int64)
         self.score = torch.empty(0)
 
-    def run(
-        self, guess: Int64[Tensor, "q"] | None, offered: Int64[Tensor, "q"] | None = None
-    ) -> tuple[Int64[Tensor, "q"], Float[Tensor, "q"]]:
-        """Improve a guess, or a field drawn at random; returns the field with its scores.
-
-        `offered`: keys to try first, -1 for none.
-        """
-        self.start(guess, offered)
+    def run(self, guess: Int64[Tensor, "q"] | None) -> tuple[Int64[Tensor, "q"], Float[Tensor, "q"]]:
+        """Improve a guess, or a field drawn at random; returns the field with its scores."""
+        self.start(guess)
         for number, (jump, radius) in enumerate(
             zip(self.schedule.jumps, self.schedule.radii, strict=True), 1
         ):
             self.round(number, jump, radius)
         return self.field, self.score
 
-    def start(self, guess: Int64[Tensor, "q"] | None, offered: Int64[Tensor, "q"] | None = None) -> None:
-        """The guess where it may be a key, else one drawn at random; or what is offered, if nearer."""
+    def start(self, guess: Int64[Tensor, "q"] | None) -> None:
+        """A key drawn at random for each query, or the guess where it may be one."""
         position = torch.arange(self.count, device=self.a.device)
         if guess is None:
             drawn = self._any(bits(self.key, 0, position))
@@ -175,17 +150,8 @@ class Walk:
             drawn = guess
         else:
             drawn = torch.where(self.valid[guess], guess, self._any(bits(self.key, 0, position)))
-        self._take(drawn)
-        if offered is not None:
-            field, score = self.field, self.score
-            self._take(torch.where(offered >= 0, offered, drawn))
-            better = self.score < score
-            self.field = torch.where(better, self.field, field)
-            self.score = torch.where(better, self.score, score)
-
-    def _take(self, key: Int64[Tensor, "q"]) -> None:
-        self.field = key.clone()
-        self.score = self.scores(torch.arange(self.count, device=self.a.device), self.field)
+        self.field = drawn.clone()
+        self.score = self.scores(position, self.field)
 
     def _any(self, drawn: Tensor) -> Tensor:
         if self.slots is None:

@@ -99,11 +99,8 @@ def completeness(config: ReproduceConfig) -> dict[str, Any]:
             found.setdefault(key, []).append(value)
         print(f"{name} done", flush=True)
     compared = results.paired(found["c 0.0044"], found["c inf"], "lower")
-    losses = {
-        key[2:]: float(np.mean(values) / max(np.mean(found["r inf"]), 1e-12))
-        for key, values in found.items()
-        if key.startswith("r ") and key != "r inf"
-    }
+    plain = max(float(np.mean(found["r inf"])), 1e-12)
+    losses = {label: float(np.mean(found[f"r {label}"])) / plain for label in WAYS}
     statistic = compared.low if losses["0.0044"] <= 1.1 else -1.0
     return {
         "claim": "The weights keep more of the source in retargeting, at equal realism",
