@@ -211,7 +211,8 @@ def _gradually(problem: Problem, x: Tensor) -> Tensor:
     after each it is made of patches again, as a shape stretched at once (a period) can pass for another.
     """
     source, settings = problem.source, problem.settings
-    start = tuple(min(a, b) for a, b in zip(shape_of(x), problem.shape, strict=True))
+    t, h, w = (min(a, b) for a, b in zip(shape_of(x), problem.shape, strict=True))
+    start = t, h, w
     ratios = [b / a for a, b in zip(start, problem.shape, strict=True)]
     steps = math.ceil(math.log(max(ratios)) / math.log(STEP))
     y = _coarse(_fit(x, start), source, start, settings)
