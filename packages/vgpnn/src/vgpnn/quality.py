@@ -163,6 +163,6 @@ def _why(tables: dict[str, list[list[Compared]]], others: dict[str, dict[str, fl
     searches = sum(len(row) for table in tables.values() for row in table[1:])
     return (
         f"Too far at {len(far)} levels ({searches} searches in all): {cases}. The largest ratio at the end "
-        f"of a level by other schedules: {ways}. With weights, keys that no patch of the output is near score "
-        "about 1 for all of them, wherever they lie: neighbours do not lead to them."
+        f"of a level by other schedules: {ways}. With weights, keys that no patch of the output is near "
+        "score about 1 for all of them, wherever they lie: neighbours do not lead to them."
     )
