@@ -7,10 +7,12 @@ import torch
 from paperkit import UserError
 from paperkit.resize import resize
 from vgpnn import clips, guidance, metrics, provenance, synthetic, tasks
+from vgpnn.holes import realism_in
 from vgpnn.method import Output, grid_of, outputs, passes, places_of
 from vgpnn.pyramid import Settings, shape_of
-from vgpnn.quality import ratios
-from vgpnn.reproduce import period, psnr, realism_in
+from vgpnn.quality import compared, ratios
+from vgpnn.reproduce import psnr
+from vgpnn.sizes import period
 from vgpnn.video import to_frames, to_unit
 
 TINY = Settings(
@@ -69,6 +71,10 @@ def test_retargeting_gives_the_shape_and_knows_the_layout():
     assert tasks.settings_for("retarget", (13, 72, 128)).least_side == 15
     assert tasks.settings_for("retarget", (13, 360, 640)).least_side == 40
     assert tasks.settings_for("retarget", (13, 20, 30), (13, 20, 12)).least_side == 12
+    assert tasks.settings_for("generate", (13, 72, 128)).least_frames == 3
+    # Half the frames: six of the source at the coarsest level, three of the output.
+    assert tasks.settings_for("generate", (13, 72, 128), (6, 72, 128)).least_frames == 6
+    assert tasks.settings_for("generate", (13, 72, 128), (26, 72, 128)).least_frames == 3
     for ratio in (0.0, -1.0, math.nan):
         with pytest.raises(UserError, match="positive"):
             tasks.scaled_shape((13, 72, 128), (1.0, 1.0, ratio))
@@ -231,6 +237,17 @@ def test_period_of_stripes():
         assert float((x[:, 1, :, :-1] - x[:, 0, :, 1:]).abs().max()) == 0
 
 
+def test_what_shrinks_is_resized_at_once_and_what_grows_is_made_of_patches():
+    x = clip(3, 9, 32)
+    narrow = tasks.retargeting(x, (3, 9, 24), settings=TINY).guesses[0]
+    assert torch.equal(narrow, resize(x, size=(3, 9, 24), axes=(1, 2, 3)))
+    grown = tasks.retargeting(x, (3, 9, 48), settings=TINY).guesses[0]
+    plain = resize(x, size=(3, 9, 48), axes=(1, 2, 3))
+    assert shape_of(grown) == (3, 9, 48)
+    against = metrics.Against(x)
+    assert against.realism(grown) < against.realism(plain)
+
+
 # ---- provenance
 
 
@@ -262,5 +279,11 @@ def test_a_loop_has_a_place_for_every_voxel():
 def test_ratios_are_those_of_every_level_and_step():
     table = ratios(clip(4, 17, 18), 0.0044, 0)
     assert [len(row) for row in table] == [1] + [5] * (len(table) - 1)
-    assert min(value for row in table for value in row) >= 1 - 1e-4
-    assert max(row[-1] for row in table[1:]) < 1.2
+    assert min(cell.ratio for row in table for cell in row) >= 1 - 1e-4
+    assert max(row[-1].ratio for row in table[1:]) < 1.2
+
+
+def test_scores_beside_the_best():
+    best = torch.tensor([1.0, 1.0, 2.0, 4.0], dtype=torch.float64)
+    cell = compared(best + torch.tensor([0.0, 0.5, 1.5, 0.0]), best)
+    assert cell == (pytest.approx(1.25), 4, 2, pytest.approx(0.75))

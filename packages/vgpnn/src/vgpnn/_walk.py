@@ -160,7 +160,12 @@ class CompiledWalk(Walk):
             for size in self.sizes
         ]
         spare = torch.zeros(LANES, dtype=self.a.dtype)
-        self._videos = torch.cat([self.a, spare]).numpy(), torch.cat([self.b, spare]).numpy()
+        # One after the other, and views of it: never two copies of both videos.
+        a = torch.cat([self.a, spare])
+        self.a = a[:-LANES]
+        b = torch.cat([self.b, spare])
+        self.b = b[:-LANES]
+        self._videos = a.numpy(), b.numpy()
         self._shapes = (
             np.array(self.grid), np.array(self.among), np.array(self.sizes), np.array(steps), self.patch[0],
             lanes, self.width, self.factor.numpy(),

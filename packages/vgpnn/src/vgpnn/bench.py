@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -94,15 +95,19 @@ def _exact(config: BenchConfig, label: str, case: Case) -> Path:
 # ---- Memory
 
 
-def peaks(sizes: Sequence[tuple[int, int, int]], budget: int = 64) -> dict[int, dict[str, float]]:
+def peaks(
+    sizes: Sequence[tuple[int, int, int]], budget: int = 64, part: Literal["all", "last"] = "all"
+) -> dict[int, dict[str, float]]:
     """Voxels of the finest level -> peak memory of a run and memory before it, in MiB.
 
-    Each in a fresh process: PatchMatch with one round, one search per level, `budget` MiB of working memory.
+    Each in a fresh process: PatchMatch with one round, one search per level, `budget` MiB of working memory;
+    all levels or the finest one alone.
     """
     found = {}
     for shape in sizes:
         voxels = shape[0] * shape[1] * shape[2]
-        words = [sys.executable, str(Path(__file__).with_name("peak.py")), *map(str, shape), str(budget)]
+        script = str(Path(__file__).with_name("peak.py"))
+        words = [sys.executable, script, *map(str, shape), str(budget), part]
         done = subprocess.run(words, capture_output=True, text=True, check=False, env=dict(os.environ))
         if done.returncode:
             raise UserError(f"a measured process failed: {' '.join(done.stderr.strip().splitlines()[-1:])}")

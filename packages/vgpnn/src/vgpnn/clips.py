@@ -4,11 +4,12 @@ Used by the verbs, `reproduce` and the tests.
 """
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from paperkit import UserError
 from paperkit.data import photograph
 from paperkit.data.clips import list_videos, open_frames
@@ -122,3 +123,19 @@ def prepare(clip: Clip, frames: int = 0, start: int = 0, side: int = 0) -> Clip:
         size = [max(1, round(n * side / min(height, width))) for n in (height, width)]
         chosen = video.to_frames(resize(video.to_unit(chosen), size=size))
     return Clip(chosen, clip.rate, clip.name, clip.notices)
+
+
+# ---- The clips of `reproduce`
+
+CLIPS = ("airballoons", "fish", "flamingo", "lionking4", "birds")
+"""Real clips: three of the HP-VAE-GAN set, one of the SinGAN-GIF set, and the released PNG clip."""
+
+
+def real(name: str, side: int) -> Float[Tensor, "3 t h w"]:
+    """Up to 13 frames of a real clip at a shorter side, in [-1, 1]."""
+    return video.to_unit(prepare(open_clip(name), 13, 0, side).frames)
+
+
+def described(names: Sequence[str], side: int) -> str:
+    """These clips in a record's words."""
+    return f"{', '.join(names)}: up to 13 frames, shorter side {side}"

@@ -55,8 +55,8 @@ def fold(
 def _origins(index: Tensor, shape: Window, patch: Window) -> Tensor:
     """Number of the first voxel of each patch's key."""
     gh, gw = shape[1] - patch[1] + 1, shape[2] - patch[2] + 1
-    t, h, w = index // (gh * gw), index // gw % gh, index % gw
-    return (t * shape[1] + h) * shape[2] + w
+    rows = index // gw  # t gh + h; in place from here on, as a large level's index takes much memory
+    return rows.add_((rows // gh).mul_(patch[1] - 1)).mul_(shape[2]).add_(index % gw)
 
 
 # ---- torch, any device

@@ -14,8 +14,11 @@ sigma       standard deviation of the noise on x_0; values are in [-1, 1]       
 Used by `tasks`. The pyramid is in `pyramid`, searches in `search`, votes in `folding`. No input or output.
 """
 
+import ctypes
 import math
+import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -150,12 +153,21 @@ def passes(
         done = [search.refine(k, state) for k in range(len(problem.guesses))]
         videos, fields, distances = (list(each) for each in zip(*done, strict=True))
         state = State(n, videos, fields, distances, time.monotonic() - since, search.kind)
+        del search, done, videos, fields, distances
+        _give_back()
         yield state
+
+
+def _give_back() -> None:
+    """Return memory that a level no longer uses to the system: glibc keeps blocks below 32 MiB otherwise."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def solve(problem: Problem, state: State | None = None) -> list[Output]:
     """All levels; the outputs of all samples."""
-    *_, last = passes(problem, state)
+    (last,) = deque(passes(problem, state), maxlen=1)  # a list would keep every level's videos and fields
     return outputs(problem, last)
 
 
@@ -204,13 +216,15 @@ def finer_field(
         fine = torch.arange(grid[axis], device=index.device)
         coarse = (fine / float(factor)).round().long().clamp(max=index.shape[axis] - 1)
         near.append(coarse)
-        rest.append(fine - (coarse * float(factor)).round().long())
-    places = places_of(index, keys)[near[0]][:, near[1]][:, :, near[2]]
-    scaled = (places * torch.tensor([float(f) for f in factors], device=index.device)).round().long()
-    scaled[..., 0] += rest[0][:, None, None]
-    scaled[..., 1] += rest[1][:, None]
-    scaled[..., 2] += rest[2]
-    return index_of(scaled, among)
+        left = fine - (coarse * float(factor)).round().long()
+        rest.append(left.view([-1 if a == axis else 1 for a in range(3)]))
+    before = index[near[0]][:, near[1]][:, :, near[2]]
+    found = torch.zeros_like(before)
+    for axis, factor in enumerate(factors):  # one axis at a time: three at once are the peak of a large level
+        place = before // math.prod(keys[axis + 1 :]) % keys[axis]
+        place = (place * float(factor)).round().long().add_(rest[axis]).clamp_(0, among[axis] - 1)
+        found.mul_(among[axis]).add_(place)
+    return found
 
 
 class _Level:

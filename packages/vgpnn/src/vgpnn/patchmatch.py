@@ -144,9 +144,12 @@ class Walk:
     def start(self, guess: Int64[Tensor, "q"] | None) -> None:
         """A key drawn at random for each query, or the guess where it may be one."""
         position = torch.arange(self.count, device=self.a.device)
-        drawn = self._any(bits(self.key, 0, position))
-        if guess is not None:
-            drawn = guess if self.valid is None else torch.where(self.valid[guess], guess, drawn)
+        if guess is None:
+            drawn = self._any(bits(self.key, 0, position))
+        elif self.valid is None:
+            drawn = guess
+        else:
+            drawn = torch.where(self.valid[guess], guess, self._any(bits(self.key, 0, position)))
         self.field = drawn.clone()
         self.score = self.scores(position, self.field)
 

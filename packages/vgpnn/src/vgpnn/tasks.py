@@ -6,7 +6,7 @@ Used by the command line and as the library. Videos are (3, t, h, w) in [-1, 1],
 task      guess at level 0                     r_T, r_S    coarsest  patch  J    alpha   guides
 generate  x_0 + noise at the output's size     .87, .82    3, 15     3,7,7  5    inf
 loop      the same, time wraps around          .87, .82    3, 15     3,7,7  5    inf
-retarget  level 0 of the resized source        .87, .82    3, 15-40  3,7,7  5    inf
+retarget  level 0, enlarged step by step       .87, .82    3, 15-40  3,7,7  5    inf
 inpaint   level 0 of the painted source        .87, .82    by hole   3,7,7  5    inf
 analogy   the content's guide alone            .9,  .9     3, 20     3,5,5  1    0.0044  quantised motion
 sketch    level 0 of the sketch                .78, .78    5, 35     3,5,5  3,1  0.0044
@@ -25,7 +25,7 @@ from paperkit import UserError
 from paperkit.resize import resize
 from torch import Tensor
 
-from vgpnn.method import Guides, Output, Problem, noise, rule_of_thumb, solve
+from vgpnn.method import Guides, Output, Problem, noise, passes, rule_of_thumb, solve
 from vgpnn.pyramid import Settings, Shape, Source, scales, shape_of, shrink
 from vgpnn.search import Schedule
 from vgpnn.video import to_unit
@@ -38,7 +38,7 @@ ALPHA = 1 / 225
 DEFAULTS: dict[str, Settings] = {
     "generate": Settings(),
     "loop": Settings(),
-    "retarget": Settings(least_side=40),
+    "retarget": Settings(least_side=40, coarse_steps=5),
     "inpaint": Settings(coarse_steps=5),
     "analogy": Settings(
         ratio_time=0.9, ratio_space=0.9, least_side=20, patch=(3, 5, 5), steps=1, alpha=ALPHA,
@@ -49,6 +49,8 @@ DEFAULTS: dict[str, Settings] = {
         coarse_steps=3, last_steps=1, alpha=ALPHA, schedule=FIFTEEN,
     ),
 }  # fmt: skip
+STEP = 1.05
+"""Retargeting enlarges the coarsest level by no more than this ratio at a time."""
 HOLE_PATCHES = 1.5
 """At the coarsest level of inpainting a hole is about so many patches wide."""
 
@@ -71,13 +73,16 @@ def settings_for(task: Task, shape: Shape, out: Shape | None = None) -> Settings
     """The task's settings; minimal sizes never above what the clip or the output has.
 
     Retargeting keeps the layout by a larger coarsest level: 40 pixels at 360 rows (the released command), in
-    proportion below, at least 15.
+    proportion below, at least 15. A generated clip that is shorter than its source has as few frames at the
+    coarsest level as one of full length, so that the source has more there to choose from.
     """
     base = DEFAULTS[task]
+    if task == "generate" and out is not None and out[0] < shape[0]:
+        base = replace(base, least_frames=max(base.least_frames, base.least_frames * shape[0] // out[0]))
     if task == "retarget":
         base = replace(base, least_side=min(base.least_side, max(15, round(min(shape[1:]) / 9))))
     sides = [min(shape[1:]), *([min(out[1:])] if out else [])]
-    frames = [shape[0], *([out[0]] if out else [])]
+    frames = [shape[0], *([out[0]] if out and task != "generate" else [])]
     least = max(min(base.least_side, *sides), max(base.patch[1:]))
     return replace(base, least_side=least, least_frames=max(min(base.least_frames, *frames), base.patch[0]))
 
@@ -136,7 +141,7 @@ def generation(
     numbers = list(range(samples)) if isinstance(samples, int) else list(samples)
     if not numbers or min(numbers) < 0:
         raise UserError(f"at least one sample is needed, with numbers from 0 on, not {numbers}")
-    settings = settings or settings_for("generate", shape_of(x))
+    settings = settings or settings_for("generate", shape_of(x), shape)
     source = Source.of(x, settings)
     start = _coarse(_fit(x, shape), source, shape, settings)
     sigma = drawn.sigma(source.sharp(0)[0], settings.patch)
@@ -196,8 +201,28 @@ def retargeting(
     x = unit(video)
     settings = settings or settings_for("retarget", shape_of(x), shape)
     source = Source.of(x, settings)
-    guess = _coarse(_fit(x, shape), source, shape, settings)
-    return Problem(source, [guess], shape, settings, [0], seed)
+    problem = Problem(source, [x], shape, settings, [0], seed)
+    problem.check()
+    return replace(problem, guesses=[_gradually(problem, x)])
+
+
+def _gradually(problem: Problem, x: Tensor) -> Tensor:
+    """The coarsest level at its output size. What shrinks does so at once, what grows does in small steps:
+    after each it is made of patches again, as a shape stretched at once (a period) can pass for another.
+    """
+    source, settings = problem.source, problem.settings
+    t, h, w = (min(a, b) for a, b in zip(shape_of(x), problem.shape, strict=True))
+    start = t, h, w
+    ratios = [b / a for a, b in zip(start, problem.shape, strict=True)]
+    steps = math.ceil(math.log(max(ratios)) / math.log(STEP))
+    y = _coarse(_fit(x, start), source, start, settings)
+    for k in range(1, steps):
+        t, h, w = (round(n * r ** (k / steps)) for n, r in zip(start, ratios, strict=True))
+        part = replace(problem, shape=(t, h, w))
+        if part.shape_at(0) != shape_of(y):
+            part = replace(part, guesses=[_fit(y, part.shape_at(0))])
+            y = next(passes(part, stop=0)).videos[0]
+    return _fit(y, problem.shape_at(0))
 
 
 def retarget(
