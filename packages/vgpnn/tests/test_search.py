@@ -74,7 +74,9 @@ def test_scores_never_rise_and_are_those_of_the_field():
         walk.round(number, 2, 1)
         assert bool((walk.score <= before).all())
     d = all_distances(y, x)
-    torch.testing.assert_close(walk.score.double(), d.gather(1, walk.found()[:, None])[:, 0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        walk.score.double(), d.gather(1, walk.found()[:, None])[:, 0], rtol=1e-5, atol=0
+    )
 
 
 def all_distances(y, x):

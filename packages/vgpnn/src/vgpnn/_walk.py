@@ -1,7 +1,7 @@
 """PatchMatch's walk compiled by numba. Private to `patchmatch`: same candidates, same sums, same field.
 
-A patch is compared two rows first, then frame by frame; as soon as the sum so far reaches the best score it is
-given up. All terms are squares, so sums in one fixed order never fall, and giving up changes no decision.
+A patch is compared two rows first, then frame by frame; as soon as the sum so far reaches the best score, the
+candidate is given up. All terms are squares, so sums in one fixed order never fall: no decision changes.
 """
 
 import inspect

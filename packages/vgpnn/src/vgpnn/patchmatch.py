@@ -237,7 +237,11 @@ class Walk:
     def steps(self) -> list[list[int]]:
         """From a patch's first value to that of each of its rows, in a and in b."""
         return [
-            [(t * size[1] + h) * size[2] * self.width for t in range(self.patch[0]) for h in range(self.patch[1])]
+            [
+                (t * size[1] + h) * size[2] * self.width
+                for t in range(self.patch[0])
+                for h in range(self.patch[1])
+            ]
             for size in self.sizes
         ]
 
@@ -254,7 +258,7 @@ def totals(a: Tensor, b: Tensor, one: Tensor, two: Tensor, steps: list[list[int]
 
 
 def across(sums: Float[Tensor, "n lanes"]) -> Float[Tensor, "n"]:
-    """Sums over the lanes: four chains, the last lanes to the first one, so that a processor need not wait."""
+    """Sums over the lanes in four chains, that a processor need not wait; spare lanes go to the first."""
     whole = sums.shape[1] // 4 * 4
     chains = [torch.zeros_like(sums[:, 0]) for _ in range(4)]
     for lane in range(sums.shape[1]):
