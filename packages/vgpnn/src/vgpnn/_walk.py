@@ -195,7 +195,9 @@ class CompiledWalk(Walk):
         rows = math.prod(self.patch[:2])
         ends = sorted({min(FIRST, rows), *range(self.patch[1], rows + 1, self.patch[1])})
         spare = torch.zeros(LANES, dtype=self.a.dtype)
-        self._videos = torch.cat([self.a, spare]).numpy(), torch.cat([self.b, spare]).numpy()
+        padded = torch.cat([self.a, spare]), torch.cat([self.b, spare])
+        self._videos = padded[0].numpy(), padded[1].numpy()
+        self.a, self.b = padded[0][:-LANES], padded[1][:-LANES]  # views: one copy of each video, not two
         self._shapes = (
             np.array(self.grid), np.array(self.among), np.array(self.sizes), np.array(self.steps()),
             np.array(ends), self.patch[2] * self.width, self.width, self.factor.numpy(),
