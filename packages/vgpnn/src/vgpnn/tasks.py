@@ -5,7 +5,7 @@ Used by the command line and as the library. Videos are (3, t, h, w) in [-1, 1],
 
 task      guess at level 0                     r_T, r_S    coarsest  patch  J    alpha   guides
 generate  x_0 + noise at the output's size     .87, .82    3, 15     3,7,7  5    inf
-loop      the same, time wraps around          .87, .82    3, 15     3,7,7  5    inf
+loop      the same, time wraps around          .87, .82    9, 15     3,7,7  5    inf
 retarget  level 0 of the resized source        .87, .82    3, 15-40  3,7,7  5    inf
 inpaint   level 0 of the painted source        .87, .82    by hole   3,7,7  5    inf
 analogy   the content's guide alone            .9,  .9     3, 20     3,5,5  1    0.0044  quantised motion
@@ -37,7 +37,7 @@ FIFTEEN = Schedule(jumps=(8, 4, 1) * 5, radii=(1, 1, 1) * 5)
 ALPHA = 1 / 225
 DEFAULTS: dict[str, Settings] = {
     "generate": Settings(),
-    "loop": Settings(),
+    "loop": Settings(least_frames=9),  # in 3 frames there is one patch in time: all would become alike
     "retarget": Settings(least_side=40),
     "inpaint": Settings(coarse_steps=5),
     "analogy": Settings(
