@@ -183,6 +183,7 @@ def looping(
     """The problem of `loop`."""
     x = unit(video)
     shape = (frames or x.shape[1], *shape_of(x)[1:])
+    settings = settings or settings_for("loop", shape_of(x), shape)
     return generation(x, samples, seed, shape, noise_of or Noise("voxel", 0.0), settings, loop=True)
 
 
@@ -225,9 +226,7 @@ def inpainting(
             raise UserError(
                 f"the {what} is {tuple(mask.shape)}, the clip {shape_of(x)}: give equal lengths and sizes"
             )
-    if not hole.any() or hole.all():
-        what = "nothing" if not hole.any() else "the whole clip"
-        raise UserError(f"the mask marks {what} as hole: white marks what is to be filled, black what stays")
+    refuse_hole(hole)
     settings = settings or settings_for_hole(shape_of(x), hole)
     source = Source.of(x, settings, ~hole)
     guess = _coarse(x, source, shape_of(x), settings)
@@ -235,8 +234,16 @@ def inpainting(
     return Problem(source, [guess], shape_of(x), settings, [0], seed, known=known, exclude=avoid)
 
 
+def refuse_hole(hole: Bool[Tensor, "t h w"]) -> None:
+    """Raise `UserError` for a hole that is nothing or everything."""
+    if not hole.any() or hole.all():
+        what = "nothing" if not hole.any() else "the whole clip"
+        raise UserError(f"the mask marks {what} as hole: white marks what is to be filled, black what stays")
+
+
 def settings_for_hole(shape: Shape, hole: Bool[Tensor, "t h w"]) -> Settings:
     """The coarsest level such that the hole is HOLE_PATCHES patches wide there (spec 3.4)."""
+    refuse_hole(hole)
     base = settings_for("inpaint", shape)
     rows, columns = hole.any(0).any(1).nonzero()[:, 0], hole.any(0).any(0).nonzero()[:, 0]
     wide = max(1, min(int(rows[-1] - rows[0]), int(columns[-1] - columns[0])) + 1)
