@@ -222,11 +222,19 @@ def test_dry_run_touches_nothing(capsys):
         (("bench", "exact", "--cases", "7"), "no case 7"),
     ],
 )
-def test_bad_input_is_one_line(capsys, words, expected):
+def test_bad_input_is_one_line_and_leaves_nothing(capsys, words, expected):
     code, error = said(capsys, *words)
     assert code == 2
     assert expected in error
     assert error.count("\n") == 1
+    assert not list(Path("runs").rglob("*.*"))
+
+
+def test_a_mask_that_marks_nothing_is_refused(capsys):
+    images.write(Path("black.png"), torch.zeros(3, 72, 128))
+    code, error = said(capsys, "inpaint", "--mask", "black.png")
+    assert code == 2
+    assert "marks nothing" in error
 
 
 def test_a_preview_is_no_run_to_finish_twice(capsys):
@@ -241,7 +249,7 @@ def test_claims_and_benchmarks_are_listed():
         "identity", "generation", "noise-dose", "shortening", "completeness", "retarget",
         "patchmatch-quality", "patchmatch-equivalence", "inpaint", "analogy-truth", "ablations", "memory",
     }  # fmt: skip
-    assert set(CASES) == {"exact"}
+    assert set(CASES) == {"official", "limit", "exact"}
 
 
 def test_levels_are_whole_steps():

@@ -264,6 +264,18 @@ def test_places_of_voxels_of_a_copy_are_their_own():
     assert picture[:, -1, -1, -1].tolist() == [1, 1, 1]
 
 
+def test_a_loop_keeps_its_motion_and_has_no_seam():
+    draw = torch.Generator().manual_seed(0)
+    a, b = 0.8 * (torch.rand(2, 3, 1, 18, 20, generator=draw) - 0.5)
+    turn = torch.arange(13)[:, None, None] * (2 * math.pi / 5)  # 2.6 turns: the last frame is not the first's
+    x = a * turn.cos() + b * turn.sin()
+    y = tasks.loop(x)[0].video
+    step = x.diff(dim=1).abs().mean()
+    assert float(y.diff(dim=1).abs().mean()) > 0.7 * float(step)
+    assert float((y[:, 0] - y[:, -1]).abs().mean()) < 1.25 * float(step)
+    assert float((x[:, 0] - x[:, -1]).abs().mean()) > 1.4 * float(step)
+
+
 def test_a_loop_has_a_place_for_every_voxel():
     x = clip(4, 10, 12)
     problem = tasks.looping(x, settings=TINY)

@@ -139,7 +139,7 @@ def loop(config: c.LoopConfig, options: RunOptions, preset: str) -> None:
         _, x = work.clip(config.input)
         _shown(work, "input", x)
         frames = tasks.scaled_shape(shape_of(x), (config.length, 1.0, 1.0))[0]
-        settings = settings_of(config, "loop", shape_of(x))
+        settings = settings_of(config, "loop", shape_of(x), (frames, *shape_of(x)[1:]))
         noise = tasks.Noise(config.noise_kind, config.noise)
         problem = tasks.looping(x, config.samples, config.seed, frames, noise, settings)
         state = work.solve(problem)

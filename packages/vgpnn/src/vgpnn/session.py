@@ -66,6 +66,7 @@ def flags_over(config: Common, base: Settings) -> Settings:
         alpha=config.alpha or base.alpha,
         vote=config.vote,
         search=config.search,
+        switch=config.switch,
         schedule=replace(schedule, identity=config.identity_candidate),
         memory=config.memory * 2**20,
     )
@@ -86,6 +87,8 @@ class Session:
         self.notes: list[str] = []
         self.figures: dict[str, Any] = {}
         self.rate = Fraction(10)
+        self.begun = False
+        """Whether a level is done."""
 
     def clip(self, name: str, frames: int | None = None) -> tuple[Clip, Tensor]:
         """Read a clip as the flags say; its frames, and the video on the device."""
@@ -119,6 +122,7 @@ class Session:
         return state if state is not None and state.level == total - 1 else None
 
     def _level(self, problem: Problem, state: State) -> None:
+        self.begun = True
         shape, memory = problem.shape_at(state.level), psutil.Process().memory_info().rss / 2**20
         distance = float(torch.stack([d.double().mean() for d in state.distances]).mean())
         self.run.say(
@@ -183,14 +187,20 @@ class Session:
 def session(verb: str, config: Any, options: RunOptions, preset: str, flags: Any = None) -> Iterator[Session]:
     """A verb's folder; a signal lets the present level end and saves it. The page is written at the end.
 
+    A `UserError` before the first level is done leaves no folder behind.
     `flags`: the configuration that says how to read and write, where it is not the verb's own.
     """
     work = Session(verb, config, options, preset, flags)
     if work.run.finished:
         raise UserError(f"{work.folder} is finished: there is nothing to go on with")
     since = time.monotonic()
-    with work.run.guard():
-        yield work
+    try:
+        with work.run.guard():
+            yield work
+    except UserError:
+        if not (work.begun or work.run.resumed):  # refused: nothing half-written stays
+            shutil.rmtree(work.folder, ignore_errors=True)
+        raise
     work.notes.append(f"{time.monotonic() - since:.1f} s in all.")
     path = report.write(work.folder, TITLE, "arXiv 2109.08591", notes="\n\n".join(work.notes))
     print(f"{work.folder}: clips/, provenance, {path.name}", flush=True)

@@ -5,7 +5,7 @@ Used by the command line and as the library. Videos are (3, t, h, w) in [-1, 1],
 
 task      guess at level 0                     r_T, r_S    coarsest  patch  J    alpha   guides
 generate  x_0 + noise at the output's size     .87, .82    3, 15     3,7,7  5    inf
-loop      the same, time wraps around          .87, .82    3, 15     3,7,7  5    inf
+loop      the same, time wraps around          .87, .82    9, 15     3,7,7  5    inf
 retarget  level 0, enlarged step by step       .87, .82    3, 15-40  3,7,7  5    inf
 inpaint   level 0 of the painted source        .87, .82    by hole   3,7,7  5    inf
 analogy   the content's guide alone            .9,  .9     3, 20     3,5,5  1    0.0044  quantised motion
@@ -37,7 +37,7 @@ FIFTEEN = Schedule(jumps=(8, 4, 1) * 5, radii=(1, 1, 1) * 5)
 ALPHA = 1 / 225
 DEFAULTS: dict[str, Settings] = {
     "generate": Settings(),
-    "loop": Settings(),
+    "loop": Settings(least_frames=9),  # in 3 frames there is one patch in time: all would become alike
     "retarget": Settings(least_side=40, coarse_steps=5),
     "inpaint": Settings(coarse_steps=5),
     "analogy": Settings(
@@ -188,6 +188,7 @@ def looping(
     """The problem of `loop`."""
     x = unit(video)
     shape = (frames or x.shape[1], *shape_of(x)[1:])
+    settings = settings or settings_for("loop", shape_of(x), shape)
     return generation(x, samples, seed, shape, noise_of or Noise("voxel", 0.0), settings, loop=True)
 
 
@@ -250,9 +251,7 @@ def inpainting(
             raise UserError(
                 f"the {what} is {tuple(mask.shape)}, the clip {shape_of(x)}: give equal lengths and sizes"
             )
-    if not hole.any() or hole.all():
-        what = "nothing" if not hole.any() else "the whole clip"
-        raise UserError(f"the mask marks {what} as hole: white marks what is to be filled, black what stays")
+    refuse_hole(hole)
     settings = settings or settings_for_hole(shape_of(x), hole)
     source = Source.of(x, settings, ~hole)
     guess = _coarse(x, source, shape_of(x), settings)
@@ -260,8 +259,16 @@ def inpainting(
     return Problem(source, [guess], shape_of(x), settings, [0], seed, known=known, exclude=avoid)
 
 
+def refuse_hole(hole: Bool[Tensor, "t h w"]) -> None:
+    """Raise `UserError` for a hole that is nothing or everything."""
+    if not hole.any() or hole.all():
+        what = "nothing" if not hole.any() else "the whole clip"
+        raise UserError(f"the mask marks {what} as hole: white marks what is to be filled, black what stays")
+
+
 def settings_for_hole(shape: Shape, hole: Bool[Tensor, "t h w"]) -> Settings:
     """The coarsest level such that the hole is HOLE_PATCHES patches wide there (spec 3.4)."""
+    refuse_hole(hole)
     base = settings_for("inpaint", shape)
     rows, columns = hole.any(0).any(1).nonzero()[:, 0], hole.any(0).any(0).nonzero()[:, 0]
     wide = max(1, min(int(rows[-1] - rows[0]), int(columns[-1] - columns[0])) + 1)
