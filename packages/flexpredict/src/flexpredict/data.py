@@ -1,0 +1,150 @@
+"""Images for one configuration: in memory or from files, augmented by (seed, step, row), standardised."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from paperkit import UserError, data, parallel
+from paperkit.data import ImageSet
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from flexpredict.augment import augmented
+from flexpredict.config import TrainConfig
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+RECIPE_SIZE = 224
+"""Side of crops where a recipe is used and no size is given."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Mean and standard deviation per channel, of pixels in [0, 1]."""
+
+    mean: Float[Tensor, " c"]
+    std: Float[Tensor, " c"]
+
+    def __call__(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        mean, std = (part.to(pixels.device)[:, None, None] for part in (self.mean, self.std))
+        return (pixels.float() / 255 - mean) / std
+
+
+@dataclass(frozen=True)
+class Images:
+    """All images of a split in memory, with labels (-1 = none), and what they are called in results."""
+
+    pixels: UInt8[Tensor, "n c h w"]
+    labels: Int64[Tensor, " n"]
+    name: str
+    classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a run trains on."""
+
+    set: ImageSet
+    scale: Scale
+    shape: tuple[int, int, int]
+    """(channels, height, width) of an image that the network sees."""
+    memory: Images | None
+    """All of it, where images are seen as they are."""
+
+
+def open_source(config: TrainConfig, split: str = "train") -> Source:
+    """The training images. Raises `UserError` for a set that is missing or not of one size."""
+    opened = open_split(config, split)
+    if config.recipe == "none":
+        memory = load(opened, config.size)
+        return Source(opened, measured(memory.pixels), tuple(memory.pixels.shape[1:]), memory)
+    size = config.size or RECIPE_SIZE
+    imagenet = Scale(torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD))
+    return Source(opened, imagenet, (3, size, size), None)
+
+
+def open_split(config: TrainConfig, split: str, download: bool | None = None) -> ImageSet:
+    """One split of the configuration's set; `limit` draws of the training images alone."""
+    part = cast(Literal["train", "test"], split)
+    fetch = config.download if download is None else download
+    opened = data.open_set(config.data, part, download=fetch)
+    return opened.subset(config.limit, 0) if split == "train" and config.limit else opened
+
+
+def load(opened: ImageSet, size: int = 0) -> Images:
+    """All images in memory, the shorter side resized and the centre cropped to `size`."""
+    pixels, labels = opened.tensor(size=size or None)
+    return Images(pixels, labels, str(opened), opened.classes)
+
+
+def measured(pixels: UInt8[Tensor, "n c h w"]) -> Scale:
+    """Mean and standard deviation of a set's own pixels; a channel that never changes keeps its size."""
+    values = pixels.transpose(0, 1).flatten(1).double() / 255
+    std = values.std(1)
+    return Scale(values.mean(1).float(), torch.where(std > 0, std, 1.0).float())
+
+
+# ---- batches by step -------------------------------------------------------------------------------------
+
+
+def batches(source: Source, config: TrainConfig, start: int) -> Iterator[Float[Tensor, "b c h w"]]:
+    """This process's part of the batches of steps start+1, start+2, ..., standardised, without end."""
+    n, (rank, size) = len(source.set), parallel.world()
+    parallel.shard(torch.arange(config.batch))  # refuses a batch that does not divide
+    if source.memory is not None:
+        step = start
+        while True:
+            rows = torch.from_numpy(data.batch_indices(n, config.batch, config.seed, step))
+            yield source.scale(source.memory.pixels[parallel.shard(rows)])
+            step += 1
+    crops = _Crops(source.set, config, source.shape[1])
+    keys = _Keys(n, config, start, rank, size)
+    loader = DataLoader(
+        crops, batch_sampler=keys, num_workers=config.workers, persistent_workers=config.workers > 0
+    )
+    for pixels in loader:
+        yield source.scale(pixels)
+
+
+class _Keys:
+    """(index, step, row of the global batch) of one process's images, step after step."""
+
+    def __init__(self, n: int, config: TrainConfig, start: int, rank: int, size: int):
+        self._n, self._config, self._start = n, config, start
+        part = config.batch // size
+        self._rows = range(rank * part, (rank + 1) * part)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        step = self._start
+        while True:
+            order = data.batch_indices(self._n, self._config.batch, self._config.seed, step)
+            yield [(int(order[row]), step + 1, row) for row in self._rows]
+            step += 1
+
+
+class _Crops(Dataset[Tensor]):
+    """Augmented images; an item depends on (seed, step, row) and the image alone."""
+
+    def __init__(self, images_: ImageSet, config: TrainConfig, size: int):
+        self._images, self._config, self._size = images_, config, size
+        self._broken: set[str] = set()
+
+    def __getitem__(self, key: tuple[int, int, int]) -> UInt8[Tensor, "3 h w"]:
+        index, step, row = key
+        image = self._good(index)
+        return augmented(image, self._config.recipe, self._size, self._config.seed, step, row)
+
+    def _good(self, index: int) -> UInt8[Tensor, "c h w"]:
+        """The image, or the next one that can be read."""
+        for offset in range(len(self._images)):
+            try:
+                return self._images[(index + offset) % len(self._images)][0]
+            except UserError as error:
+                if self._config.strict:
+                    raise
+                if str(error) not in self._broken:
+                    self._broken.add(str(error))
+                    print(f"warning   broken image {len(self._broken)}, left out: {error}", flush=True)
+        raise UserError(f"no image of {self._images.name} can be read")
