@@ -128,6 +128,8 @@ class TrainConfig:
     """Stop at a broken image; otherwise the next good one takes its place, and it is counted and named."""
     download: bool = False
     """Fetch the data set where a public download exists."""
+    weights: str = ""
+    """Checkpoint file to start from, of any layout that `inspect` reads."""
     workers: int = 0
     """Background processes that read and augment images (with a recipe only)."""
 
@@ -324,6 +326,8 @@ class ConvertConfig:
     """stop (also I-JEPA's), vjepa, vissl, transformers."""
     part: Literal["target", "context"] = "target"
     """Which encoder becomes the only one, in layouts that hold one."""
+    heads: int = 0
+    """Attention heads, where the width is none of the published ones (transformers only)."""
 
     def __post_init__(self):
         suffix = Path(self.out).suffix

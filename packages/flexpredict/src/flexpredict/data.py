@@ -59,7 +59,8 @@ def open_source(config: TrainConfig, split: str = "train") -> Source:
     opened = open_split(config, split)
     if config.recipe == "none":
         memory = load(opened, config.size)
-        return Source(opened, measured(memory.pixels), tuple(memory.pixels.shape[1:]), memory)
+        channels, height, width = memory.pixels.shape[1:]
+        return Source(opened, measured(memory.pixels), (channels, height, width), memory)
     size = config.size or RECIPE_SIZE
     imagenet = Scale(torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD))
     return Source(opened, imagenet, (3, size, size), None)

@@ -62,7 +62,8 @@ def decode(predictor: Predictor, draws: int = 4, seed: int = 0) -> Decoding | No
     r = psi.repeat(draws, 1) + position.std * normal @ a.T
     likely = theory.posterior(r, psi, covariance(a, position.std))
     cells = torch.arange(len(psi)).repeat(draws)
-    apart = torch.cdist(*[position.coordinates.double().cpu()] * 2)[cells] ** 2
+    where = position.coordinates.double().cpu()
+    apart = torch.cdist(where, where)[cells] ** 2
     accuracy = (likely.argmax(1) == cells).double().mean()
     return Decoding(float(accuracy), float((likely * apart).sum(1).mean().sqrt()))
 

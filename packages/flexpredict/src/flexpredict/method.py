@@ -201,7 +201,7 @@ def momentum(step: int, steps: int, start: float, end: float) -> float:
 @torch.no_grad()
 def update_average(average: nn.Module, online: nn.Module, keep: float) -> None:
     """average <- keep average + (1 - keep) online, in one call over all weights."""
-    ours, theirs = list(average.parameters()), [p.detach() for p in online.parameters()]
+    ours, theirs = ([p.detach() for p in each.parameters()] for each in (average, online))
     torch._foreach_lerp_(ours, theirs, 1 - keep)
 
 

@@ -12,6 +12,7 @@ from paperkit.run import Run, RunOptions, checkpoints, fill
 from torch import Tensor, nn
 
 from flexpredict import data, diagnostics, masks, method
+from flexpredict.checkpoints import own_predictor, read, sizes_of
 from flexpredict.config import TrainConfig
 from flexpredict.masks import Masks
 from flexpredict.model import Encoder, Learner, patches
@@ -40,6 +41,8 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
     rng.seed_everything(config.seed)
     learner = build(config, source.shape).to(device.device)
     average = copy.deepcopy(learner.encoder).requires_grad_(False).eval()
+    if config.weights:
+        start_from(config.weights, learner, average)
     initial = copy.deepcopy(average)
     optimiser = torch.optim.AdamW(
         groups(learner, config), config.lr, fused=device.device.type in ("cuda", "cpu")
@@ -126,7 +129,7 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
                 }  # fmt: skip
                 run.save(step, groups_, {"optimiser": optimiser.state_dict()}, config.keep)
     if run.main:
-        told = ending(probe, initial, average, float(variance))
+        told = ending(probe, initial, average, run.metrics()[-1]["target_variance"])
         run.say(told)
         run.say(f"report    {report.write(run.folder, TITLE, SUBTITLE, notes=told)}")
     return run.folder
@@ -148,6 +151,18 @@ def build(config: TrainConfig, shape: tuple[int, int, int]) -> Learner:
     grid = (height // patch, width // patch)
     masks.check(config.masks, grid)
     return Learner(config, channels, grid)
+
+
+def start_from(file: str, learner: Learner, average: Encoder) -> None:
+    """Fill the networks from a checkpoint file. Raises `UserError` that says what the file holds."""
+    found = read(file)
+    sizes, own = found.sizes(), sizes_of(learner.encoder.state_dict(), "the configuration")
+    if sizes != own:
+        raise UserError(f"--weights {file}: this file is {sizes}; the configuration is {own}")
+    fill(learner.encoder, found.encoder_weights("context"), file)
+    fill(average, found.encoder_weights("target"), file)
+    if found.predictor is not None:
+        fill(learner.predictor, own_predictor(found.predictor), file)
 
 
 def groups(learner: Learner, config: TrainConfig) -> list[dict[str, object]]:
