@@ -168,7 +168,8 @@ def test_dry_run_names_data_and_network(capsys):
 
 
 def test_help_imports_no_torch():
-    code = "import sys; from flexpredict.cli import main; main(['train', '--help']); assert 'torch' not in sys.modules"
+    code = "import sys; from flexpredict.cli import main; main(['train', '--help']); "
+    code += "assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

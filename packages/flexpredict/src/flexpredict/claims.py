@@ -255,6 +255,7 @@ def world_size(seeds: int) -> Fields:
 
 def _gradient(processes: int, seed: int, out: Path) -> dict[str, Any]:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    launcher = launcher if processes > 1 else []
     words = [sys.executable, *launcher, "-m", "flexpredict.claims", str(seed), str(out)]
     done = subprocess.run(
         words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False

@@ -6,7 +6,7 @@ from typing import Literal, cast
 
 import torch
 from jaxtyping import Float, Int64, UInt8
-from paperkit import UserError, data, parallel
+from paperkit import UserError, data, images, parallel
 from paperkit.data import ImageSet
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -39,7 +39,6 @@ class Images:
     pixels: UInt8[Tensor, "n c h w"]
     labels: Int64[Tensor, " n"]
     name: str
-    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def open_source(config: TrainConfig, split: str = "train") -> Source:
     """The training images. Raises `UserError` for a set that is missing or not of one size."""
     opened = open_split(config, split)
     if config.recipe == "none":
-        memory = load(opened, config.size)
+        memory = load(opened, config.size, config.strict)
         channels, height, width = memory.pixels.shape[1:]
         return Source(opened, measured(memory.pixels), (channels, height, width), memory)
     size = config.size or RECIPE_SIZE
@@ -74,10 +73,34 @@ def open_split(config: TrainConfig, split: str, download: bool | None = None) ->
     return opened.subset(config.limit, 0) if split == "train" and config.limit else opened
 
 
-def load(opened: ImageSet, size: int = 0) -> Images:
-    """All images in memory, the shorter side resized and the centre cropped to `size`."""
-    pixels, labels = opened.tensor(size=size or None)
-    return Images(pixels, labels, str(opened), opened.classes)
+def load(opened: ImageSet, size: int = 0, strict: bool = False) -> Images:
+    """All images in memory, the shorter side resized and the centre cropped to `size`.
+
+    Broken ones are left out, counted and named; `strict` raises `UserError` at the first.
+    """
+    try:
+        pixels, labels = opened.tensor(size=size or None)
+    except UserError:
+        good = [] if strict else readable(opened)
+        if not 0 < len(good) < len(opened):  # not broken, but of several sizes
+            raise
+        pixels = torch.stack([images.fit(opened[i][0], size or None) for i in good])
+        labels = opened.labels[torch.tensor(good)]
+    return Images(pixels, labels, str(opened))
+
+
+def readable(opened: ImageSet) -> list[int]:
+    """Positions of the images that can be read; prints the others and how many they are."""
+    good, broken = [], []
+    for i in range(len(opened)):
+        try:
+            opened[i]
+            good.append(i)
+        except UserError as error:
+            broken.append(str(error))
+    for number, words in enumerate(broken, 1):
+        print(f"warning   broken image {number} of {len(broken)}, left out: {words}", flush=True)
+    return good
 
 
 def measured(pixels: UInt8[Tensor, "n c h w"]) -> Scale:

@@ -117,7 +117,7 @@ def uncertainty(
 
 def uncertainty_picture(
     learner: Learner, seen: UInt8[Tensor, "b c h w"], scaled: Float[Tensor, "b c h w"], config: MaskConfig
-) -> UInt8[Tensor, "3 h w"]:
+) -> UInt8[Tensor, "3 y x"]:
     """Rows: images, and how unsure the predictor is of each hidden patch (bright; context is black)."""
     rows, columns = learner.encoder.grid
     found = uncertainty(learner, scaled, config).reshape(-1, 1, rows, columns).cpu()

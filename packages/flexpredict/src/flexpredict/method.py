@@ -97,7 +97,8 @@ class StochasticPosition(nn.Module):
         self._width, self._context_width = width, context_width
         self.register_buffer("coordinates", grid_coordinates(*grid), persistent=False)
         self.register_buffer("psi", sincos(self.coordinates, width))
-        self.own = nn.Linear(context_width, width, bias=False) if source == "untied" else None
+        with torch.random.fork_rng(devices=[]):  # networks with and without it share their other weights
+            self.own = nn.Linear(context_width, width, bias=False) if source == "untied" else None
 
     def noise_shape(self, blocks: int, tokens: int) -> tuple[int, int, int]:
         """(blocks, tokens, dimensions) of the standard normal numbers that one image needs."""

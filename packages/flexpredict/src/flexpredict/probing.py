@@ -70,8 +70,8 @@ def probe_set(config: TrainConfig, source: Source) -> Probe | None:
         return None
     fit = source.set.subset(MOST[0]) if len(source.set) > MOST[0] else source.set
     test = test.subset(MOST[1]) if len(test) > MOST[1] else test
-    loaded = source.memory if fit is source.set and source.memory else data.load(fit, size)
-    return Probe(loaded, data.load(test, size), source.scale)
+    loaded = source.memory if fit is source.set and source.memory else data.load(fit, size, config.strict)
+    return Probe(loaded, data.load(test, size, config.strict), source.scale)
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:
