@@ -5,12 +5,12 @@ Note: StoP's configuration also names a colour jitter of strength 0, which chang
 
 import math
 
+import numpy as np
 import torch
 from jaxtyping import UInt8
 from paperkit import images, rng
 from PIL import Image, ImageFilter
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 AREA = (0.3, 1.0)
 """Share of the image that a crop covers."""
@@ -31,7 +31,7 @@ def augmented(
     picture = picture.resize((size, size), Image.Resampling.BILINEAR)
     if recipe == "stop":
         picture = _photometric(picture, draw[32:])
-    return pil_to_tensor(picture)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 def crop_box(size: tuple[int, int], draw: list[float]) -> tuple[int, int, int, int]:

@@ -62,9 +62,7 @@ def _short_run(seed: int, position: PositionConfig) -> list[Tensor]:
     config = replace(DIGITS, seed=seed, position=position, steps=STEPS, warmup=2, limit=256)
     source = data.open_source(config)
     rng.seed_everything(seed)
-    learner = build(config, source.shape)
-    average = build(config, source.shape).encoder.requires_grad_(False)
-    average.load_state_dict(learner.encoder.state_dict())
+    learner, average = first_state(config, source.shape)
     optimiser = torch.optim.AdamW(groups(learner, config), config.lr)
     stream, kept = data.batches(source, config, 0), []
     for step in range(1, STEPS + 1):

@@ -226,14 +226,9 @@ def patches(images: Float[Tensor, "b c h w"], patch: int) -> Float[Tensor, "b k 
 def initialise(learner: Learner, net: NetConfig) -> None:
     """Fill all weights from torch's global generator: the same in every arm, whatever its positions."""
     own = learner.predictor.position.own
-    layers = [module for module in learner.modules() if isinstance(module, nn.Linear) and module is not own]
-    for layer in layers + ([] if own is None else [own]):
-        if net.init == "xavier":
-            nn.init.xavier_uniform_(layer.weight)
-        else:
-            nn.init.trunc_normal_(layer.weight, std=0.02)
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
+    for module in learner.modules():
+        if isinstance(module, nn.Linear) and module is not own:
+            _fill(module, net)
     embedding = learner.encoder.patch_embed.proj
     # Xavier's would be silent beside the positions where a patch has few pixels.
     std = math.sqrt(0.5 / embedding.weight[0].numel()) if net.init == "xavier" else 0.02
@@ -246,3 +241,14 @@ def initialise(learner: Learner, net: NetConfig) -> None:
             for number, block in enumerate(stack, 1):
                 block.attn.proj.weight /= math.sqrt(2 * number)  # pyright: ignore
                 block.mlp.fc2.weight /= math.sqrt(2 * number)  # pyright: ignore
+    if own is not None:  # last, so that the others do not depend on it
+        _fill(own, net)
+
+
+def _fill(layer: nn.Linear, net: NetConfig) -> None:
+    if net.init == "xavier":
+        nn.init.xavier_uniform_(layer.weight)
+    else:
+        nn.init.trunc_normal_(layer.weight, std=0.02)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
