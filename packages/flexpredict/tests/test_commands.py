@@ -150,7 +150,8 @@ def test_a_projection_is_spared_decay_where_asked():
         plain = groups(learner, config)[1]["params"]
         a = learner.predictor.predictor_embed.weight
         assert any(p is a for p in plain) == spare
-        assert any(p is learner.predictor.mask_token for p in plain)
+        assert any(p is learner.predictor.predictor_embed.bias for p in plain)
+        assert not any(p is learner.predictor.mask_token for p in plain)  # as in I-JEPA, where it decays
 
 
 def test_a_stuck_run_is_told_apart():

@@ -42,7 +42,7 @@ class Sizes:
 
     patch: int
     frames: int
-    """Frames of a patch: 1 for images, 0 in front of a class token that we do not know."""
+    """Frames of a patch: 1 for images."""
     channels: int
     grid: tuple[int, int]
     width: int

@@ -166,15 +166,12 @@ def start_from(file: str, learner: Learner, average: Encoder) -> None:
 
 
 def groups(learner: Learner, config: TrainConfig) -> list[dict[str, object]]:
-    """AdamW's groups: weights that decay, and those that do not (biases, norms, m~; A where asked)."""
+    """AdamW's groups: weights that decay, and those that do not (biases, norms; A where asked)."""
     a = {id(learner.predictor.predictor_embed.weight)}
     if learner.predictor.position.own is not None:
         a.add(id(learner.predictor.position.own.weight))
     learned = [p for p in learner.parameters() if p.requires_grad]
-    token = id(learner.predictor.mask_token)
-    plain = [
-        p for p in learned if p.ndim < 2 or id(p) == token or (id(p) in a and not config.decay_projection)
-    ]
+    plain = [p for p in learned if p.ndim < 2 or (id(p) in a and not config.decay_projection)]
     spared = set(map(id, plain))
     return [
         {"params": [p for p in learned if id(p) not in spared], "decays": True},
