@@ -262,9 +262,8 @@ def test_bad_files_are_one_line(capsys, content, text):
 
 def test_other_bad_input(capsys):
     Path("torn.pth").write_bytes(b"PK\x03\x04 nothing")
-    torch.save(
-        {"patch_embed.proj.weight": torch.ones(8, 3, 4, 4), "pos_embed": torch.ones(1, 17, 8)}, "cls.pth"
-    )
+    one_more = {"patch_embed.proj.weight": torch.ones(8, 3, 4, 4), "pos_embed": torch.ones(1, 17, 8)}
+    torch.save(one_more, "cls.pth")
     video = {"patch_embed.proj.weight": torch.ones(768, 3, 2, 16, 16), "pos_embed": torch.ones(1, 1568, 768)}
     torch.save(video, "video.pth")
     file_of("vissl", learner())
@@ -276,7 +275,7 @@ def test_other_bad_input(capsys):
         (("convert", "vissl.pth", "x.pth", "--layout", "stop"), "has no predictor"),
         (("convert", "vissl.pth", "x.safetensors", "--layout", "stop"), "goes into .pth"),
         (("convert", "vissl.pth", "x.safetensors"), "--heads"),
-        (("train", "--weights", "vissl.pth", "--steps", "1"), "the configuration is"),
+        (("train", "--weights", "vissl.pth", "--warmup", "1"), "the configuration is"),
     ]
     for words, text in cases:
         assert main(list(words)) == 2

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, cast
 
 import torch
 from jaxtyping import Float, Int64, UInt8
 from paperkit import UserError, data, images, parallel
-from paperkit.data import ImageSet
+from paperkit.data import FileSet, ImageSet
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -70,7 +71,17 @@ def open_split(config: TrainConfig, split: str, download: bool | None = None) ->
     part = cast(Literal["train", "test"], split)
     fetch = config.download if download is None else download
     opened = data.open_set(config.data, part, download=fetch)
+    if opened.classes and isinstance(opened, FileSet):
+        refuse_empty_folders(Path(config.data), split)
     return opened.subset(config.limit, 0) if split == "train" and config.limit else opened
+
+
+def refuse_empty_folders(place: Path, split: str) -> None:
+    """Raise `UserError` when a class folder of a folder of images holds none: its class would be missing."""
+    top = place / split if (place / split).is_dir() else place
+    for folder in sorted(top.iterdir()) if top.is_dir() else ():
+        if folder.is_dir() and not any(images.is_image(file.name) for file in folder.rglob("*")):
+            raise UserError(f"the class folder {folder} holds no image: fill it or remove it")
 
 
 def load(opened: ImageSet, size: int = 0, strict: bool = False) -> Images:
