@@ -126,16 +126,16 @@ def measured(pixels: UInt8[Tensor, "n c h w"]) -> Scale:
 
 def batches(source: Source, config: TrainConfig, start: int) -> Iterator[Float[Tensor, "b c h w"]]:
     """This process's part of the batches of steps start+1, start+2, ..., standardised, without end."""
-    n, (rank, size) = len(source.set), parallel.world()
+    rank, size = parallel.world()
     parallel.shard(torch.arange(config.batch))  # refuses a batch that does not divide
     if source.memory is not None:
-        step = start
+        n, step = len(source.memory.pixels), start  # broken images are not among them
         while True:
             rows = torch.from_numpy(data.batch_indices(n, config.batch, config.seed, step))
             yield source.scale(source.memory.pixels[parallel.shard(rows)])
             step += 1
     crops = _Crops(source.set, config, source.shape[1])
-    keys = _Keys(n, config, start, rank, size)
+    keys = _Keys(len(source.set), config, start, rank, size)
     loader = DataLoader(
         crops, batch_sampler=keys, num_workers=config.workers, persistent_workers=config.workers > 0
     )
