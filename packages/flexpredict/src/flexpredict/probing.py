@@ -1,0 +1,83 @@
+"""The probes that a training run makes of its own encoder, beside random weights and raw pixels."""
+
+from dataclasses import dataclass
+
+import torch
+from paperkit import UserError
+from torch import Tensor
+
+from flexpredict import data
+from flexpredict.config import TrainConfig
+from flexpredict.data import Images, Scale, Source
+from flexpredict.diagnostics import rankme
+from flexpredict.model import Encoder
+from flexpredict.probes import Split, features, knn, logistic
+
+MOST = (10_000, 2_000)
+"""Training and test images that are drawn where a set has more."""
+COLUMNS = {"logistic": "logistic regression %", "knn": "20-NN %", "rankme": "effective rank"}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Labelled images of one set, to fit simple classifiers on and to test them."""
+
+    fit: Images
+    test: Images
+    scale: Scale
+
+    def split(self, encoder: Encoder) -> Split:
+        """Features of the last layer."""
+        x, x_test = (features(encoder, part.pixels, self.scale)[-1] for part in (self.fit, self.test))
+        return Split(x, self.fit.labels, x_test, self.test.labels)
+
+    def pixels(self) -> Split:
+        """The pixels themselves."""
+        x, x_test = (self.scale(part.pixels).flatten(1) for part in (self.fit, self.test))
+        return Split(x, self.fit.labels, x_test, self.test.labels)
+
+    def quick(self, encoder: Encoder) -> dict[str, float]:
+        """The figures that are cheap enough for a curve."""
+        found = self.split(encoder)
+        x = torch.cat([found.x, found.x_test])
+        return {
+            "knn": knn(found), "rankme": rankme(x), "rankme_uncentred": rankme(x, centred=False),
+            "feature_std": float(x.std(0).mean()),
+        }  # fmt: skip
+
+    def figures(self, split: Split) -> dict[str, float]:
+        """The figures of the table at the end."""
+        x: Tensor = torch.cat([split.x, split.x_test])
+        return {"logistic": logistic(split), "knn": knn(split), "rankme": rankme(x)}
+
+    def compare(self, initial: Encoder, trained: Encoder) -> dict[str, dict[str, float]]:
+        """The figures of the trained encoder, of its initial weights, and of raw pixels."""
+        return {
+            "trained": self.figures(self.split(trained)),
+            "random weights": self.figures(self.split(initial)),
+            "raw pixels": self.figures(self.pixels()),
+        }
+
+
+def probe_set(config: TrainConfig, source: Source) -> Probe | None:
+    """The labelled images that a run is probed on; None where the set has no labels or no test split."""
+    size = source.shape[1]
+    try:
+        test = data.open_split(config, "test", download=False)
+    except UserError:
+        return None
+    if not len(test) or int(test.labels.min()) < 0 or int(source.set.labels.min()) < 0:
+        return None
+    fit = source.set.subset(MOST[0]) if len(source.set) > MOST[0] else source.set
+    test = test.subset(MOST[1]) if len(test) > MOST[1] else test
+    loaded = source.memory if fit is source.set and source.memory else data.load(fit, size, config.strict)
+    return Probe(loaded, data.load(test, size, config.strict), source.scale)
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+    """The rows as text, one line each."""
+    head = f"{'':16}" + "".join(f"{word:>24}" for word in COLUMNS.values())
+    lines = [
+        f"{name:16}" + "".join(f"{found[key]:>24.1f}" for key in COLUMNS) for name, found in rows.items()
+    ]
+    return "\n".join([head, *lines])

@@ -1,0 +1,303 @@
+"""`flexpredict train`: one function from a configuration to a run folder, with probes at the end."""
+
+import copy
+import time
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from paperkit import UserError, images, parallel, report, rng
+from paperkit.device import choose
+from paperkit.run import Run, RunOptions, checkpoints, fill
+from torch import Tensor, nn
+
+from flexpredict import data, diagnostics, masks, method
+from flexpredict.checkpoints import own_predictor, read, sizes_of
+from flexpredict.config import TrainConfig
+from flexpredict.masks import Masks
+from flexpredict.model import Encoder, Learner, patches
+from flexpredict.probing import Probe, probe_set, table
+
+TITLE = "StoP / FlexPredict: stochastic positions in masked image modelling"
+SUBTITLE = "arXiv 2308.00566"
+SHOWN = 12
+"""Images in a picture."""
+
+
+def train(config: TrainConfig, options: RunOptions | None = None, preset: str = "") -> Path:
+    """Train encoder and predictor, probe the averaged encoder, and return the run folder.
+
+    With `options.resume` go on with a run that stopped; the weights depend on `config` alone. Raises
+    `UserError` for bad input and when the loss is not finite.
+    """
+    options = options or RunOptions()
+    device = choose(options.device, options.precision)
+    parallel.launch(device)
+    if device.device.type == "cpu" and config.net.width < 256:
+        torch.set_num_threads(1)  # its steps are too short to share
+
+    # What is learned, and from what.
+    source = data.open_source(config)
+    rng.seed_everything(config.seed)
+    learner = build(config, source.shape).to(device.device)
+    average = copy.deepcopy(learner.encoder).requires_grad_(False).eval()
+    if config.weights:
+        start_from(config.weights, learner, average)
+    initial = copy.deepcopy(average)
+    optimiser = torch.optim.AdamW(
+        groups(learner, config), config.lr, fused=device.device.type in ("cuda", "cpu")
+    )
+    run = Run.open(
+        "flexpredict", TITLE, config, options, preset, config.seed,
+        device=str(device.device), precision=device.precision, parameters=parameters(learner),
+        data=str(source.set), shape=list(source.shape), noise_std=learner.predictor.position.std,
+    )  # fmt: skip
+    if run.resumed and run.finished:
+        run.say(f"{run.folder} is finished already: nothing to do")
+        return run.folder
+    for line in (
+        f"device    {device}",
+        f"data      {source.set}",
+        f"network   {words(learner)}",
+        f"positions {position_words(config, learner)}",
+        f"run       {run.folder}",
+        f"resume    {run.resume_command}",
+    ):
+        run.say(line)
+
+    start = 0
+    if saved := run.restore():
+        start, weights, state = saved
+        fill(learner, weights["learner"], run.folder)
+        fill(average, weights["average"], run.folder)
+        optimiser.load_state_dict(state["optimiser"])
+        run.say(f"goes on after step {start}")
+    probe = probe_set(config, source)
+    if probe is None:
+        run.say("probes    none: the set has no labels, or no test split")
+
+    with run.guard():
+        seen, since = 0, time.monotonic()
+        stream = data.batches(source, config, start)
+        for step in run.steps(start, config.steps):
+            # One step: hide blocks, predict them at noisy positions, follow the encoder slowly.
+            schedule(optimiser, config, step)
+            x = next(stream).to(device.device, non_blocking=True)
+            chosen, normal = hidden(config, learner, step)
+            with device.autocast():
+                loss, variance = objective(config, learner, average, x, chosen, normal)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            parallel.average_gradients(learner.parameters())
+            value = float(parallel.average(loss.detach()))
+            if value != value or abs(value) == float("inf"):
+                raise UserError(f"the loss is not finite at step {step}; {kept(run)}")
+            optimiser.step()
+            method.update_average(average, learner.encoder, method.momentum(step, config.steps, *config.ema))
+            seen += config.batch
+
+            # Once in a while: a line, a probe, a checkpoint.
+            ended = step == config.steps
+            telling, probing, saving = (
+                step % every == 0 or ended
+                for every in (config.log_every, config.probe_every, config.save_every)
+            )
+            if telling or probing:
+                found = {
+                    "loss": value,
+                    "target_variance": float(variance),
+                    "context": chosen.context.shape[1],
+                }
+                if probing:
+                    found |= diagnostics.figures(learner.predictor)
+                    found |= probe.quick(average) if probe else {}
+                run.log(step, **found)
+                speed = seen / max(time.monotonic() - since, 1e-9)
+                run.say(
+                    f"{step}/{config.steps}  loss {value:.4f}  target variance {float(variance):.3f}"
+                    + (f"  20-NN {found['knn']:.1f} %" if "knn" in found else "")
+                    + f"  {speed:,.0f} images/s  {run.eta(step, config.steps, start)}"
+                )
+                if warned := stuck(config, step, float(variance)):
+                    run.say(f"warning   {warned}")
+            if probing and source.memory and run.main and config.position.source != "none":
+                draw(run, step, learner, source, config)
+            if saving or run.last:
+                groups_ = {
+                    "learner": learner.state_dict(), "average": average.state_dict(),
+                    "scale": vars(source.scale),
+                }  # fmt: skip
+                run.save(step, groups_, {"optimiser": optimiser.state_dict()}, config.keep)
+    if run.main:
+        told = ending(probe, initial, average, run.metrics()[-1]["target_variance"])
+        run.say(told)
+        run.say(f"report    {report.write(run.folder, TITLE, SUBTITLE, notes=told)}")
+    return run.folder
+
+
+# ---- the parts ---------------------------------------------------------------------------------------------
+
+
+def build(config: TrainConfig, shape: tuple[int, int, int]) -> Learner:
+    """The networks for images of (channels, height, width). Raises `UserError` where the sizes do not fit."""
+    channels, height, width = shape
+    patch = config.net.patch
+    if height % patch or width % patch:
+        near = max(patch, round(height / patch) * patch)
+        raise UserError(
+            f"images of {height}x{width} do not divide into patches of {patch}: --size {near}, or another "
+            "--net.patch"
+        )
+    grid = (height // patch, width // patch)
+    masks.check(config.masks, grid)
+    return Learner(config, channels, grid)
+
+
+def start_from(file: str, learner: Learner, average: Encoder) -> None:
+    """Fill the networks from a checkpoint file. Raises `UserError` that says what the file holds."""
+    found = read(file)
+    sizes, own = found.sizes(), sizes_of(learner.encoder.state_dict(), "the configuration")
+    if sizes != own:
+        raise UserError(f"--weights {file}: this file is {sizes}; the configuration is {own}")
+    fill(learner.encoder, found.encoder_weights("context"), file)
+    fill(average, found.encoder_weights("target"), file)
+    if found.predictor is not None:
+        fill(learner.predictor, own_predictor(found.predictor), file)
+
+
+def groups(learner: Learner, config: TrainConfig) -> list[dict[str, object]]:
+    """AdamW's groups: weights that decay, and those that do not (biases, norms; A where asked)."""
+    a = {id(learner.predictor.predictor_embed.weight)}
+    if learner.predictor.position.own is not None:
+        a.add(id(learner.predictor.position.own.weight))
+    learned = [p for p in learner.parameters() if p.requires_grad]
+    plain = [p for p in learned if p.ndim < 2 or (id(p) in a and not config.decay_projection)]
+    spared = set(map(id, plain))
+    return [
+        {"params": [p for p in learned if id(p) not in spared], "decays": True},
+        {"params": plain, "decays": False, "weight_decay": 0.0},
+    ]
+
+
+def schedule(optimiser: torch.optim.Optimizer, config: TrainConfig, step: int) -> None:
+    """Set learning rate and decay for a step (from 1)."""
+    at = min(step, config.freeze or step)
+    rate = method.learning_rate(at, config.steps, config.warmup, config.lr_start, config.lr, config.lr_final)
+    decay = method.cosine(at, config.steps, config.decay, config.decay_final)
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+        group["weight_decay"] = decay if group["decays"] else 0.0
+
+
+def hidden(config: TrainConfig, learner: Learner, step: int) -> tuple[Masks, Tensor | None]:
+    """This process's masks of a step and the standard normal numbers for its masked tokens."""
+    device = learner.encoder.pos_embed.device
+    rank, size = parallel.world()
+    part = config.batch // size
+    rows = range(rank * part, (rank + 1) * part)
+    chosen = masks.sample(
+        config.masks, learner.encoder.grid, config.batch, config.seed, step, slice(rows.start, rows.stop)
+    )
+    position = learner.predictor.position
+    if position.source == "none":
+        return chosen.to(device), None
+    shape = position.noise_shape(*chosen.targets.shape[1:])
+    return chosen.to(device), method.keyed_normal(rows, shape, config.seed, step).to(device)
+
+
+def objective(
+    config: TrainConfig,
+    learner: Learner,
+    average: Encoder,
+    x: Float[Tensor, "b c h w"],
+    chosen: Masks,
+    normal: Float[Tensor, "b m n1 z"] | None,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """(loss, variance of the targets between images) of one batch."""
+    with torch.no_grad():
+        seen = average(x) if config.objective == "features" else patches(x, config.net.patch)
+        everywhere = method.target(seen)
+        wanted = method.gather(everywhere, chosen.targets)
+        variance = diagnostics.target_variance(everywhere)
+    predicted = learner(x, chosen, normal)
+    loss = method.prediction_loss if config.objective == "features" else method.pixel_loss
+    return loss(predicted, wanted), variance
+
+
+def stuck(config: TrainConfig, step: int, variance: float) -> str:
+    """What to say of targets that are alike for all images, '' where nothing is wrong or it is too early."""
+    late = step >= diagnostics.STUCK_AFTER * config.steps
+    if config.objective != "features" or not late or variance >= diagnostics.STUCK:
+        return ""
+    return (
+        f"the targets hardly differ between images (variance {variance:.2f}): the encoder tells positions "
+        "only, and a low loss means just that; give it more --steps, or a higher --lr"
+    )
+
+
+def draw(run: Run, step: int, learner: Learner, source: data.Source, config: TrainConfig) -> None:
+    """samples/<step>.png: where the predictor is unsure."""
+    assert source.memory is not None
+    seen = source.memory.pixels[:SHOWN]
+    device = learner.encoder.pos_embed.device
+    picture = diagnostics.uncertainty_picture(learner, seen, source.scale(seen.to(device)), config.masks)
+    images.write(run.folder / "samples" / f"{step:08d}.png", picture)
+
+
+def ending(probe: Probe | None, initial: Encoder, average: Encoder, variance: float) -> str:
+    """The last words of a run: probes beside random weights and raw pixels, and the targets' variance."""
+    told = table(probe.compare(initial, average)) if probe else "no probe"
+    return (
+        f"{told}\ntarget variance {variance:.2f} (0 = the targets tell positions only, and a low loss means "
+        "nothing; 1 = content only)"
+    )
+
+
+def kept(run: Run) -> str:
+    """What a run that went wrong leaves, and what to try."""
+    saved = checkpoints(run.folder)
+    left = f"the last good checkpoint is {saved[-1]}" if saved else "it had no checkpoint yet"
+    return f"{left}; try a lower --lr or a longer --warmup"
+
+
+def parameters(module: nn.Module) -> int:
+    """How many numbers are learned."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def words(learner: Learner) -> str:
+    """The networks, as printed."""
+    rows, columns = learner.encoder.grid
+    return (
+        f"encoder of {parameters(learner.encoder):,} parameters on {rows}x{columns} patches, "
+        f"predictor of {parameters(learner.predictor):,}"
+    )
+
+
+def position_words(config: TrainConfig, learner: Learner) -> str:
+    """The noise, as printed: standard deviation and variance, as the two are easily mistaken."""
+    position = learner.predictor.position
+    if position.source == "none":
+        return "no noise (deterministic)"
+    return (
+        f"{position.source}, standard deviation {position.std:.4g} (variance {position.std**2:.4g}), "
+        f"mode {position.mode}"
+    )
+
+
+def describe(config: TrainConfig) -> dict[str, str]:
+    """What `--dry-run` adds: the data, the networks, the number of epochs."""
+    opened = data.open_split(config, "train", download=False)
+    first, size = opened[0][0], config.size
+    if config.recipe != "none":
+        shape = (3, size or data.RECIPE_SIZE, size or data.RECIPE_SIZE)
+    else:
+        shape = (len(first), size or first.shape[1], size or first.shape[2])
+    with torch.device("meta"):
+        learner = build(config, shape)
+    epochs = config.steps * config.batch / len(opened)
+    return {
+        "data": f"{opened}, images {'x'.join(map(str, shape))}",
+        "network": words(learner),
+        "length": f"{config.steps:,} steps of {config.batch} images ({epochs:.0f} epochs)",
+    }
