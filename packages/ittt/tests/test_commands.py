@@ -159,7 +159,8 @@ def write(path: str, rows, names=()) -> str:
 def test_adapt_writes_what_the_adapter_says(run, capsys):
     cells = rows_of(run).double().tolist()
     file = write("rows.csv", cells, names=list("abcdefghij"))
-    assert main(["adapt", file, "--run", str(run), "--batch", "16", "--adapt.lr", "1e-3"]) == 0
+    words = ["adapt", file, "--run", str(run), "--batch", "16", "--adapt.lr", "1e-3"]
+    assert main([*words, "--no-no-harm"]) == 0
     assert "30 rows" in capsys.readouterr().out
     with open("adapted.csv") as stream:
         found = list(csv.DictReader(stream))
@@ -171,7 +172,8 @@ def test_adapt_writes_what_the_adapter_says(run, capsys):
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-2)
     assert [int(row["row"]) for row in found] == list(range(30))
     assert {row["abstain"] for row in found} <= {"True", "False"}
-    assert main(["adapt", file, "--run", str(run), "--out", "found.json"]) == 0
+    assert main(["adapt", file, "--run", str(run), "--adapt.gate", "0.5", "--out", "found.json"]) == 0
+    assert "no harm: learning rate" in capsys.readouterr().out
     assert len(json.loads(Path("found.json").read_text())) == 30
 
 

@@ -107,9 +107,11 @@ def harmless_lr(
     """
     if not batches:
         raise UserError("the no-harm rule needs clean labelled inputs: give at least one batch")
-    found = 0.0
+    found, settings = 0.0, replace(settings, abstain=0.0)  # which changes no prediction
+    scored = "batch" if settings.norm == "batch" else "eval"
+    calibration = net.calibrate([x for x, _ in batches], scored) if settings.gate else None
     for lr in (share * settings.lr for share in sorted(shares)):
-        adapter = net.adapter(replace(settings, lr=lr))
+        adapter = net.adapter(replace(settings, lr=lr), calibration)
         pairs = [(adapter(x), labels) for x, labels in batches]
         before, after = (
             torch.cat([error(getattr(one, name), labels) for one, labels in pairs])
