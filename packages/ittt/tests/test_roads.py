@@ -318,3 +318,13 @@ def test_adapting_leaves_the_network_as_it_was(run):
     before = {name: value.clone() for name, value in work.net.state_dict().items()}
     work.measured("it3", Settings(steps=1), 8)
     assert all(torch.equal(value, before[name]) for name, value in work.net.state_dict().items())
+
+
+def test_a_picture_shows_every_condition(run, capsys):
+    assert main(["picture", "roads", "--run", str(run)]) == 0
+    picture = images.read(Path("roads.png"))
+    assert picture.shape[1] > 5 * 2 * 64  # input, road, before, after, gap
+    assert picture.shape[2] > 7 * 2 * 64
+    assert float(picture.float().std()) > 10
+    assert main(["picture", "roads", "--run", str(run), "--out", "x.svg"]) == 2
+    assert "must end in .png" in capsys.readouterr().err
