@@ -231,7 +231,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(capsys, words, expected):
 
 
 def test_a_mask_that_marks_nothing_is_refused(capsys):
-    images.write(Path("black.png"), torch.zeros(3, 72, 128))
+    images.write(Path("black.png"), torch.zeros(3, 72, 128, dtype=torch.uint8))
     code, error = said(capsys, "inpaint", "--mask", "black.png")
     assert code == 2
     assert "marks nothing" in error
