@@ -33,7 +33,7 @@ def _raw_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits  # here: importing scikit-learn takes seconds
 
     pixels, labels = load_digits(return_X_y=True)
-    pixels, labels = pixels.reshape(-1, 8, 8), labels.astype(np.int64)
+    pixels, labels = pixels.reshape(-1, 8, 8), np.asarray(labels).astype(np.int64)
     order = permutation(len(labels), 0, "digits")
     parts = {"train": np.sort(order[DIGITS_TEST:]), "test": np.sort(order[:DIGITS_TEST])}
     if split not in (*parts, "all"):
