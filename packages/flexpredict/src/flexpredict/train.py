@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from paperkit import UserError, images, parallel, report, rng
 from paperkit.device import choose
-from paperkit.run import Run, RunOptions, checkpoints, fill
+from paperkit.run import Run, RunOptions, fill
 from torch import Tensor, nn
 
 from flexpredict import data, diagnostics, masks, method
@@ -52,26 +52,14 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
         device=str(device.device), precision=device.precision, parameters=parameters(learner),
         data=str(source.set), shape=list(source.shape), noise_std=learner.predictor.position.std,
     )  # fmt: skip
-    if run.resumed and run.finished:
-        run.say(f"{run.folder} is finished already: nothing to do")
-        return run.folder
-    for line in (
-        f"device    {device}",
-        f"data      {source.set}",
-        f"network   {words(learner)}",
-        f"positions {position_words(config, learner)}",
-        f"run       {run.folder}",
-        f"resume    {run.resume_command}",
+    if not run.begins(
+        device=device,
+        data=source.set,
+        network=words(learner),
+        positions=position_words(config, learner),
     ):
-        run.say(line)
-
-    start = 0
-    if saved := run.restore():
-        start, weights, state = saved
-        fill(learner, weights["learner"], run.folder)
-        fill(average, weights["average"], run.folder)
-        optimiser.load_state_dict(state["optimiser"])
-        run.say(f"goes on after step {start}")
+        return run.folder
+    start = run.goes_on({"learner": learner, "average": average}, optimiser)
     probe = probe_set(config, source)
     if probe is None:
         run.say("probes    none: the set has no labels, or no test split")
@@ -90,8 +78,7 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
             loss.backward()
             parallel.average_gradients(learner.parameters())
             value = float(parallel.average(loss.detach()))
-            if value != value or abs(value) == float("inf"):
-                raise UserError(f"the loss is not finite at step {step}; {kept(run)}")
+            run.check(step, value, advice="try a lower --lr or a longer --warmup")
             optimiser.step()
             method.update_average(average, learner.encoder, method.momentum(step, config.steps, *config.ema))
             seen += config.batch
@@ -251,13 +238,6 @@ def ending(probe: Probe | None, initial: Encoder, average: Encoder, variance: fl
         f"{told}\ntarget variance {variance:.2f} (0 = the targets tell positions only, and a low loss means "
         "nothing; 1 = content only)"
     )
-
-
-def kept(run: Run) -> str:
-    """What a run that went wrong leaves, and what to try."""
-    saved = checkpoints(run.folder)
-    left = f"the last good checkpoint is {saved[-1]}" if saved else "it had no checkpoint yet"
-    return f"{left}; try a lower --lr or a longer --warmup"
 
 
 def parameters(module: nn.Module) -> int:
