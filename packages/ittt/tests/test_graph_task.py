@@ -252,7 +252,7 @@ def test_evaluate_writes_every_method(run, capsys):
     [
         (("train", "--task", "airfoils", "--folder", "x"), "--folder is for"),
         (("train", "--task", "cars", "--folder", "none"), "is no folder"),
-        (("train", "--task", "planes"), "choose from airfoils"),
+        (("train", "--task", "planes"), "there are airfoils, cars, faces, roads"),
         (("train", "--task", "cars", "--outside", "1"), "--outside"),
         (("train", "--task", "cars", "--mask", "2"), "--mask"),
         (("train", "--task", "cars", "--lr", "0"), "--lr"),

@@ -141,10 +141,11 @@ def build(task="regression", outputs=2, seed=0):
     """An ITTT in float64 and its weights as a list."""
     torch.manual_seed(seed)
     model = nn.Sequential(
-        nn.Linear(COLUMNS + extra_inputs(outputs), HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, HIDDEN), nn.Tanh(),
+        nn.Linear(COLUMNS + extra_inputs(outputs, presence=True), HIDDEN), nn.Tanh(),
+        nn.Linear(HIDDEN, HIDDEN), nn.Tanh(),
         nn.Linear(HIDDEN, outputs),
     ).double()  # fmt: skip
-    net = ITTT(model, "concat", outputs=outputs, task=task, neutral=NEUTRAL)
+    net = ITTT(model, "concat", outputs=outputs, task=task, neutral=NEUTRAL, presence=True)
     return net, [w.detach().clone() for w in net.parameters()]
 
 

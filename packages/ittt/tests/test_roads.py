@@ -288,7 +288,7 @@ def test_evaluate_compares_methods_over_conditions(run, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--task", "road"], "choose from"),
+        (["--task", "road"], "did you mean roads?"),
         (["--task", "roads", "--data", "mnist"], "choose from"),
         (["--task", "roads", "--mask", "2"], "--mask is a probability"),
         (["--task", "roads", "--train", "0"], "--train must be at least 1"),
