@@ -78,7 +78,7 @@ def generate(config: c.GenerateConfig, options: RunOptions, preset: str) -> None
 
 def _generation(config: c.GenerateConfig, x: Tensor, numbers: list[int]) -> Problem:
     shape = tasks.scaled_shape(shape_of(x), (config.length, config.height, config.width))
-    settings = settings_of(config, "generate", shape_of(x), shape)
+    settings = settings_of(config, "generate", shape_of(x))
     noise = tasks.Noise(config.noise_kind, config.noise)
     return tasks.generation(x, numbers, config.seed, shape, noise, settings)
 

@@ -73,16 +73,13 @@ def settings_for(task: Task, shape: Shape, out: Shape | None = None) -> Settings
     """The task's settings; minimal sizes never above what the clip or the output has.
 
     Retargeting keeps the layout by a larger coarsest level: 40 pixels at 360 rows (the released command), in
-    proportion below, at least 15. A generated clip that is shorter than its source has as few frames at the
-    coarsest level as one of full length, so that the source has more there to choose from.
+    proportion below, at least 15.
     """
     base = DEFAULTS[task]
-    if task == "generate" and out is not None and out[0] < shape[0]:
-        base = replace(base, least_frames=max(base.least_frames, base.least_frames * shape[0] // out[0]))
     if task == "retarget":
         base = replace(base, least_side=min(base.least_side, max(15, round(min(shape[1:]) / 9))))
     sides = [min(shape[1:]), *([min(out[1:])] if out else [])]
-    frames = [shape[0], *([out[0]] if out and task != "generate" else [])]
+    frames = [shape[0], *([out[0]] if out else [])]
     least = max(min(base.least_side, *sides), max(base.patch[1:]))
     return replace(base, least_side=least, least_frames=max(min(base.least_frames, *frames), base.patch[0]))
 
@@ -141,7 +138,7 @@ def generation(
     numbers = list(range(samples)) if isinstance(samples, int) else list(samples)
     if not numbers or min(numbers) < 0:
         raise UserError(f"at least one sample is needed, with numbers from 0 on, not {numbers}")
-    settings = settings or settings_for("generate", shape_of(x), shape)
+    settings = settings or settings_for("generate", shape_of(x))
     source = Source.of(x, settings)
     start = _coarse(_fit(x, shape), source, shape, settings)
     sigma = drawn.sigma(source.sharp(0)[0], settings.patch)
