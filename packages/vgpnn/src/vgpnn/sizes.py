@@ -48,8 +48,8 @@ def shortening(config: ReproduceConfig) -> dict[str, Any]:
         "details": {
             "samples": samples, "clips": list(names),
             "share_deep": _share(found["deep"], found["full"]),
-            "history": "At commit a1534b5 more frames at the coarsest level (the second arm) were our default "
-            "for short outputs and were judged: it failed. The paper's are the default again.",
+            "history": "At commit a1534b5 more frames at the coarsest level (the second arm) were our "
+            "default for short outputs and were judged: it failed. The paper's are the default again.",
         },
     }  # fmt: skip
 
