@@ -207,7 +207,8 @@ def test_only_the_first_process_writes(two) -> None:
     _, folder, done = two
     assert [row["step"] for row in read_metrics(folder / "whole")] == list(range(1, 25))
     log = (folder / "whole" / "log.txt").read_text().splitlines()
-    assert log == [f"step {step}" for step in range(1, 25)]
+    assert [line.split()[0] for line in log[:3]] == ["device", "run", "resume"]
+    assert log[3:] == [f"step {step}" for step in range(1, 25)]
     assert done.stdout.count("toy · A Line") == 4, "one head line a command"
 
 

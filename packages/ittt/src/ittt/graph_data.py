@@ -1,6 +1,6 @@
 """Shapes as graphs with a number each, and their parts: the best ones are kept out of training.
 
-Used by the tasks whose inputs are graphs. Needs torch-geometric, which is imported here and nowhere else.
+Used by the tasks whose inputs are graphs.
 """
 
 import warnings
@@ -22,12 +22,9 @@ def quiet() -> warnings.catch_warnings:
     return warnings.catch_warnings(action="ignore")
 
 
-try:
-    with quiet():
-        from torch_geometric.data import Batch as Together
-        from torch_geometric.data import Data
-except ImportError:
-    raise UserError("graphs need torch-geometric: install ittt with the extra 'airfoils' or 'cars'") from None
+with quiet():
+    from torch_geometric.data import Batch as Together
+    from torch_geometric.data import Data
 
 LEVELS = 4
 """Parts of the shapes kept out of training, by how far out they are (section 4.5)."""
