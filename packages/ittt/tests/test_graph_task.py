@@ -304,14 +304,6 @@ def test_help_imports_neither_torch_nor_neuralfoil():
     assert done.returncode == 0, done.stderr
 
 
-def test_without_torch_geometric_one_line(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "torch_geometric.data", None)
-    for name in ("ittt.graphs", "ittt.graph_data"):
-        monkeypatch.delitem(sys.modules, name)
-    assert main(["train", "--task", "cars", "--preset", "smoke"]) == 2
-    assert "need torch-geometric" in capsys.readouterr().err
-
-
 # ---- the claims --------------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from paperkit import UserError
 from paperkit.threads import parallel
 from torch import Tensor
 
-from vgpnn.patchmatch import MIX, Walk, coordinates, numbered
+from vgpnn.patchmatch import MIX, Walk
 
 CHUNK = 2048
 """Queries that a thread takes at a time."""
@@ -105,6 +105,21 @@ def _packed(number, grid):
     """The same of a patch number."""
     rest = number // grid[2]
     return _pack(rest // grid[1], rest % grid[1], number % grid[2])
+
+
+@compiled
+def _pack_all(field, grid):
+    """Patch numbers to packed places, in place: a large level has no room for three axes at once."""
+    for i in range(len(field)):
+        field[i] = _packed(field[i], grid)
+
+
+@compiled
+def _unpack_all(field, grid):
+    """The inverse of `_pack_all`."""
+    for i in range(len(field)):
+        place = field[i]
+        field[i] = ((place >> T) * grid[1] + ((place >> H) & MASK)) * grid[2] + (place & MASK)
 
 
 @compiled
@@ -212,14 +227,14 @@ class CompiledWalk(Walk):
 
     def found(self) -> Int64[Tensor, "q"]:
         """The key of each query."""
-        place = [self.field >> T, (self.field >> H) & MASK, self.field & MASK]
-        return numbered(place, self.among)
+        found = self.field.clone()
+        _unpack_all(found.numpy(), self._shapes[1])
+        return found
 
     def scores(self, i, j):
         """Packs the whole field and scores it (`start` asks for nothing else)."""
-        t, h, w = coordinates(j, self.among)
-        self.field = (t << T) | (h << H) | w
-        score, field = np.empty(len(j), self._videos[0].dtype), self.field.numpy()
+        score, field = np.empty(len(j), self._videos[0].dtype), j.numpy()
+        _pack_all(field, self._shapes[1])
 
         def run(start: int, stop: int) -> None:
             _scores(*self._videos, *self._shapes, field, score, start, stop)
