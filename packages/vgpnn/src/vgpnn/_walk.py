@@ -232,8 +232,9 @@ class CompiledWalk(Walk):
         return found
 
     def scores(self, i, j):
-        """Packs the whole field and scores it (`start` asks for nothing else)."""
-        score, field = np.empty(len(j), self._videos[0].dtype), j.numpy()
+        """Takes j as the whole field, packed, and scores it (`start` asks for nothing else)."""
+        self.field = j.clone()
+        score, field = np.empty(len(j), self._videos[0].dtype), self.field.numpy()
         _pack_all(field, self._shapes[1])
 
         def run(start: int, stop: int) -> None:
