@@ -26,6 +26,7 @@ import torch
 from paperkit import results
 from paperkit.nearest import Patches, nearest
 from paperkit.resize import resize
+from paperkit.timing import growth_mib
 from skimage import data
 
 WHOLE = 10_000
@@ -163,22 +164,19 @@ def measure(name: str, content: str, count: str, alpha: str, share: str, chunk: 
     set_threads(int(threads))
     arm(name, content, 2_500, float(alpha), 1, 256)()  # libraries, their buffers, compiled code
     given = inputs(content, int(count))
-    before = status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
     if name == "ours":
-        ours(*given, float(alpha))
+        print(growth_mib(lambda: ours(*given, float(alpha))))
+        return
+    print(growth_mib(lambda: theirs(name, given, float(alpha), int(share), int(chunk))))
+
+
+def theirs(name: str, given: tuple, alpha: float, share: int, chunk: int) -> None:
+    """A rival's whole work, the unfolding of the patches included."""
+    q, k = (vectors(items) for items in given)
+    if name == "cdist":
+        cdist(q, k, alpha, chunk, share)
     else:
-        q, k = (vectors(items) for items in given)
-        if name == "cdist":
-            cdist(q, k, float(alpha), int(chunk), int(share))
-        else:
-            flat(q, k, float(alpha), int(share))
-    print((status("VmHWM") - before) / 1024)
-
-
-def status(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key))
+        flat(q, k, alpha, share)
 
 
 # ---- The run

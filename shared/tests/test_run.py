@@ -302,7 +302,11 @@ def test_a_failed_step_is_in_the_manifest_and_the_last_good_checkpoint_stays(toy
     assert "not finite at step 13" in refusal(toy.train, toy.TrainConfig(nan_at=13), RunOptions(out="run"))
     manifest = read_json(Path("run/manifest.json"))
     assert manifest["state"] == "failed"
-    assert manifest["error"] == "UserError: the loss is not finite at step 13"
+    last = Path("run/checkpoints/00000010")
+    assert manifest["error"] == (
+        f"UserError: the loss is not finite at step 13: nan; the last good checkpoint is {last}; "
+        "try a lower --lr"
+    )
     assert [path.name for path in checkpoints(Path("run"))] == ["00000005", "00000010"]
 
 

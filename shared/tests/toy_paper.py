@@ -21,7 +21,7 @@ from typing import Literal
 
 from paperkit import UserError, cli
 from paperkit.cli import Paper, Verb
-from paperkit.run import Run, RunOptions, fill
+from paperkit.run import Run, RunOptions
 from tyro.conf import Positional
 
 
@@ -115,14 +115,9 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
     net = torch.nn.Linear(1, 1)
     optimiser = torch.optim.Adam(net.parameters(), config.lr)
     run = Run.open("toy", "A Line", config, options, preset, config.seed, device=str(device.device))
-    if run.finished:
-        run.say(f"{run.folder} is finished already: nothing to do")
+    if not run.begins(device=device):
         return run.folder
-    start = 0
-    if saved := run.restore():
-        start, weights, state = saved
-        fill(net, weights["net"], run.folder)
-        optimiser.load_state_dict(state["optimiser"])
+    start = run.goes_on({"net": net}, optimiser)
     with run.guard():
         for step in run.steps(start, config.steps):
             x = parallel.shard(rng.normal((config.batch, 1), config.seed, step, "x"))
@@ -135,8 +130,7 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
             send_signals(step)
             if step == config.nan_at:
                 value = math.nan
-            if not math.isfinite(value):
-                raise UserError(f"the loss is not finite at step {step}")
+            run.check(step, value)
             optimiser.step()
             run.log(step, loss=value)
             run.say(f"step {step}")

@@ -1,17 +1,15 @@
 """The benchmarks at tiny counts: the variants compute the same, and the files are well formed."""
 
 import json
-import subprocess
-import sys
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
-from ccconv import bench, paths
+from ccconv import bench, charges, paths
 from ccconv.cli import main
 from ccconv.config import BenchConfig
-from paperkit import results
+from paperkit import results, timing
 
 PEER = """
 import torch
@@ -26,7 +24,7 @@ def tiny(monkeypatch, tmp_path):
     monkeypatch.setattr(bench, "SHAPES", ((1, 2, 12),))
     monkeypatch.setattr(bench, "SCALES", (Fraction(1), Fraction(1, 2), Fraction(2)))
     monkeypatch.setattr(bench, "COPRIME", (1, 2, 8, 7))
-    monkeypatch.setattr(bench, "peak_mib", lambda call, threads: 1.0 if '"ours"' in call else 3.0)
+    monkeypatch.setattr(bench, "in_own_process", lambda code, *words: 1.0 if "ours" in words else 3.0)
 
 
 def written(name: str, *words: str) -> dict:
@@ -91,12 +89,8 @@ def test_peak_of_a_call_is_what_it_needs():
     """In processes of their own: memory that earlier tests gave back would hide a peak."""
     found = []
     for which in ("ours", "against"):
-        code = (
-            "from ccconv import bench, timing; bench.COPRIME = (4, 16, 32, 31); "
-            f'timing.print_peak(\'ccconv.bench:example("naive", "{which}")\', 1)'
-        )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        found.append(json.loads(done.stdout))
+        small = "from ccconv import bench; bench.COPRIME = (4, 16, 32, 31); "
+        found.append(timing.in_own_process(small + bench.MEASURED, "naive", which, "", "1"))
     ours, against = found
     assert against > 15  # the kernels alone
     assert against > 3 * ours >= 0
@@ -110,25 +104,25 @@ def test_cost_model_prices_every_term():
         terms, cost = paths.terms(*words, mode), paths.cost(*words, mode)
         assert set(terms) == set(cost) == {"gather", "polyphase", "single", "separable"}
         for path, values in terms.items():
-            charges = paths.CHARGES[table][paths.priced(path, layer.geometry)]
-            assert set(charges) == set(values)
-            assert cost[path] == pytest.approx(sum(charges[term] * value for term, value in values.items()))
+            prices = paths.CHARGES[table][paths.priced(path, layer.geometry)]
+            assert set(prices) == set(values)
+            assert cost[path] == pytest.approx(sum(prices[term] * value for term, value in values.items()))
             assert (values["sampled"] == 0) == (mode == "kept" and path != "separable")
 
 
 def test_charges_are_found_again_from_the_times_that_they_make():
-    rows, charges = [], {"resampled": 0.5, "products": 2.0, "calls": 100.0}
+    rows, true = [], {"resampled": 0.5, "products": 2.0, "calls": 100.0}
     for number in range(1, 6):
         terms = {"resampled": 1e6 * number, "products": 3e5 * number**2, "calls": 7.0 * number**3}
-        seconds = 1e-9 * sum(charges[term] * value for term, value in terms.items())
+        seconds = 1e-9 * sum(true[term] * value for term, value in terms.items())
         rows.append({
             "mode": "forward", "terms": {"separable": terms}, "times": {}, "once": {"separable": seconds},
         })  # fmt: skip
-    assert bench.fitted(rows, "training") == {}
-    assert bench.fitted(rows, "forward") == {"separable": pytest.approx(charges, rel=1e-6)}
+    assert charges.fitted(rows, "training") == {}
+    assert charges.fitted(rows, "forward") == {"separable": pytest.approx(true, rel=1e-6)}
     for row in rows:  # a term that only takes time away is left out
         row["once"]["separable"] = 1e-9 * (row["terms"]["separable"]["resampled"] - 5e3)
-    assert min(bench.fitted(rows, "forward")["separable"].values()) == 0
+    assert min(charges.fitted(rows, "forward")["separable"].values()) == 0
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from paperkit.resize import resize
 from vgpnn import clips, search
 from vgpnn._walk import CompiledWalk
 from vgpnn.patchmatch import PatchMatch, Walk, below, bits, jitter
-from vgpnn.search import Exact, Schedule, exact_pays, matcher, movement
+from vgpnn.search import Exact, Schedule, decide, matcher, movement
 from vgpnn.video import to_unit
 
 P = (3, 5, 5)
@@ -74,7 +74,9 @@ def test_scores_never_rise_and_are_those_of_the_field():
         walk.round(number, 2, 1)
         assert bool((walk.score <= before).all())
     d = all_distances(y, x)
-    torch.testing.assert_close(walk.score.double(), d.gather(1, walk.field[:, None])[:, 0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        walk.score.double(), d.gather(1, walk.found()[:, None])[:, 0], rtol=1e-5, atol=0
+    )
 
 
 def all_distances(y, x):
@@ -143,10 +145,12 @@ def test_a_guess_that_may_not_be_a_key_is_drawn_again():
 def test_auto_counts_keys(monkeypatch):
     x, _ = pair()
     monkeypatch.setitem(search.SWITCH, "cpu", keys_of(x))
-    assert exact_pays(keys_of(x), 1, "cpu")
-    assert matcher(x, None, P, 1, "auto", SHORT, 2**20).kind == "exact"
+    assert decide("auto", keys_of(x), "cpu") == "exact"
     monkeypatch.setitem(search.SWITCH, "cpu", keys_of(x) - 1)
-    assert matcher(x, None, P, 1, "auto", SHORT, 2**20).kind == "patchmatch"
+    assert decide("auto", keys_of(x), "cpu") == "patchmatch"
+    assert decide("auto", keys_of(x), "cpu", switch=keys_of(x)) == "exact"
+    assert decide("exact", keys_of(x), "cpu") == "exact"
+    assert matcher(x, None, P, 1, "patchmatch", SHORT, 2**20).kind == "patchmatch"
     assert matcher(x, None, P, 1, "exact", SHORT, 2**20).kind == "exact"
 
 

@@ -16,18 +16,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from paperkit import UserError, reproduction, results, suggest
+from paperkit.timing import Call, growth_mib, in_own_process, in_turns, median_ms
 from torch import Tensor
 from torch.nn import functional as F
 
-from ccconv import paths
+from ccconv import charges, paths
 from ccconv.axis import Plan
 from ccconv.config import BenchConfig
 from ccconv.functional import resize
 from ccconv.layer import CCConv2d
-from ccconv.timing import Call, in_turns, median, peak_mib
 
 SCALES = tuple(map(Fraction, ("1", "1/2", "2", "7/8", "3/2", "25/28", "37/100")))
 SHAPES = ((8, 32, 64), (1, 64, 128), (32, 64, 32))
@@ -75,7 +74,7 @@ class Cell:
     @property
     def cost(self) -> float:
         """Our time over the rival's, medians."""
-        return median(self.ours) / median(self.against)
+        return median_ms(self.ours) / median_ms(self.against)
 
     @property
     def room(self) -> float:
@@ -85,8 +84,8 @@ class Cell:
     def row(self) -> dict[str, float]:
         """As it stands in a file."""
         found = {
-            "ours_ms": round(median(self.ours), 4),
-            "against_ms": round(median(self.against), 4),
+            "ours_ms": round(median_ms(self.ours), 4),
+            "against_ms": round(median_ms(self.against), 4),
             "cost": round(self.cost, 3),
         }
         return found if self.aim is None else {**found, "aim": self.aim}
@@ -96,7 +95,9 @@ def worst(cells: list[Cell], rival: str) -> dict[str, Any]:
     """The fields of a record for several cells: the times of the one with the least room."""
     for cell in cells:
         aim = "" if cell.aim is None else f", aim {cell.aim:.2f}"
-        print(f"  {cell.name:44} {median(cell.ours):9.3f} ms, {cell.cost:6.2f} of the rival{aim}", flush=True)
+        print(
+            f"  {cell.name:44} {median_ms(cell.ours):9.3f} ms, {cell.cost:6.2f} of the rival{aim}", flush=True
+        )
     least = min(cells, key=lambda cell: cell.room)
     missed = [cell.name for cell in cells if cell.room < 1]
     return {
@@ -188,9 +189,19 @@ def peaks(name: str, config: BenchConfig, both_ours: bool = False) -> tuple[floa
         if which == "against" and name in PEERS and not peer:
             found.append(None)
             continue
-        words = f'"{name}", "{which}"' + (f', "{peer}"' if peer else "")
-        found.append(peak_mib(f"ccconv.bench:example({words})", config.threads))
+        found.append(in_own_process(MEASURED, name, which, peer, str(config.threads)))
     return found[0] or 0.0, found[1]
+
+
+MEASURED = "import sys; from ccconv.bench import print_growth; print_growth(*sys.argv[1:])"
+
+
+def print_growth(name: str, which: str, peer: str, threads: str) -> None:
+    """Print the memory in MiB that one side's example needs beyond this process and its arguments."""
+    torch.set_num_threads(int(threads))
+    run = example(name, which, peer)
+    F.conv2d(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 3, 3))  # loads what torch loads late
+    print(growth_mib(run))
 
 
 # ---- bench conv ------------------------------------------------------------------------------------------
@@ -269,7 +280,7 @@ def naive(config: BenchConfig) -> dict[str, Any]:
     for train in (False, True):
         sides = ("ours", "against", *(["kernels kept"] if train else []))
         times = in_turns({which: coprime(which, train) for which in sides}, config.repeats)
-        kept = median(times["kernels kept"]) if train else 0.0
+        kept = median_ms(times["kernels kept"]) if train else 0.0
         name = "forward and backward" if train else "forward"
         cells.append(Cell(name, times["ours"], times["against"], 1 / 5))
         memory[name] = peaks("naive train" if train else "naive", config)
@@ -405,8 +416,8 @@ def path_times(config: BenchConfig) -> list[dict[str, Any]]:
                 for mode in MODES:
                     rows.append(path_row(kernel, x, s, mode, config.repeats))
                     times, chosen = rows[-1]["times"], rows[-1]["chosen"]
-                    best = min(times, key=lambda path: median(times[path]))
-                    shown = "  ".join(f"{path} {median(values):.2f}" for path, values in times.items())
+                    best = min(times, key=lambda path: median_ms(times[path]))
+                    shown = "  ".join(f"{path} {median_ms(values):.2f}" for path, values in times.items())
                     print(f"  {rows[-1]['case']:42} chosen {chosen:10} best {best:10} {shown}", flush=True)
     return rows
 
@@ -438,37 +449,12 @@ def path_row(kernel: str, x: Tensor, s: Fraction, mode: paths.Mode, repeats: int
     }  # fmt: skip
 
 
-def fitted(rows: list[dict[str, Any]], table: str) -> paths.Terms:
-    """Charges, in ns, that come nearest to the times of `path_times`: what `paths.CHARGES[table]` holds.
-
-    Least squares of the relative errors of each path; a term whose charge would be negative is left out.
-    """
-    found: paths.Terms = {}
-    rows = [row for row in rows if (row["mode"] == "training") == (table == "training")]
-    for name, charges in paths.CHARGES[table].items():
-        path = name.split()[0]
-        cases = [
-            (row["terms"][name], median(row["times"].get(path, [row["once"][path]])))
-            for row in rows
-            if name in row["terms"] and path in row["once"]
-        ]
-        left = list(charges)
-        while left and cases:
-            matrix = np.array([[given[term] / (1e6 * ms) for term in left] for given, ms in cases])
-            solved = np.linalg.lstsq(matrix, np.ones(len(cases)), rcond=None)[0]
-            if min(solved) >= 0:
-                found[name] = {**dict.fromkeys(charges, 0.0), **dict(zip(left, solved.tolist(), strict=True))}
-                break
-            left.pop(int(np.argmin(solved)))
-    return found
-
-
 def choice(config: BenchConfig) -> dict[str, Any]:
     """The path that the cost model chooses against the fastest of each case, in training and inference."""
     rows = path_times(config)
     chosen, best = [0.0] * config.repeats, [0.0] * config.repeats
     for row in rows:
-        fastest = min(row["times"], key=lambda path: median(row["times"][path]))
+        fastest = min(row["times"], key=lambda path: median_ms(row["times"][path]))
         for turn in range(config.repeats):
             chosen[turn] += row["times"][row["chosen"]][turn]
             best[turn] += row["times"][fastest][turn]
@@ -481,12 +467,12 @@ def choice(config: BenchConfig) -> dict[str, Any]:
             "cases": {
                 row["case"]: {
                     "chosen": row["chosen"],
-                    **{path: round(median(values), 3) for path, values in row["times"].items()},
+                    **{path: round(median_ms(values), 3) for path, values in row["times"].items()},
                 }
                 for row in rows
             },
             "unit": "ms; training: forward and backward; forward: kernels sampled; kept: kernels at hand",
-            "charges_that_fit_these_times": {table: fitted(rows, table) for table in paths.CHARGES},
+            "charges_that_fit_these_times": {table: charges.fitted(rows, table) for table in paths.CHARGES},
         },
     }  # fmt: skip
 

@@ -43,24 +43,14 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
         device=str(device.device), precision=device.precision, parameters=parameters(net),
         data=train_set.name,
     )  # fmt: skip
-    if run.resumed and run.finished:
-        run.say(f"{run.folder} is finished already: nothing to do")
-        return run.folder
-    for line in (
-        f"device    {device}",
-        f"data      {train_set.name}, {train_set.classes} classes",
-        f"network   {words(config)}, {parameters(net):,} parameters",
-        f"run       {run.folder}",
-        f"resume    {run.resume_command}",
+    if not run.begins(
+        device=device,
+        data=f"{train_set.name}, {train_set.classes} classes",
+        network=f"{words(config)}, {parameters(net):,} parameters",
     ):
-        run.say(line)
+        return run.folder
 
-    start = 0
-    if saved := run.restore():
-        start, weights, state = saved
-        fill(net, weights["net"], run.folder)
-        optimiser.load_state_dict(state["optimiser"])
-        run.say(f"goes on after step {start}")
+    start = run.goes_on({"net": net}, optimiser)
 
     with run.guard():
         seen, since = 0, time.monotonic()
@@ -75,8 +65,7 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
             loss.backward()
             parallel.average_gradients(net.parameters())
             loss = float(parallel.average(loss.detach()))
-            if not math.isfinite(loss):
-                raise UserError(f"the loss is not finite at step {step}; {kept(run)}")
+            run.check(step, loss)
             optimiser.step()
             seen += config.batch
 
@@ -132,13 +121,6 @@ def words(config: TrainConfig) -> str:
     """The network in a few words."""
     kind = f"cc {config.kernel}" if config.layer == "cc" else config.layer
     return f"{kind} {'-'.join(map(str, config.widths))}, maps {'-'.join(map(str, config.maps))}"
-
-
-def kept(run: Run) -> str:
-    """What a run that went wrong leaves, and what to try."""
-    saved = checkpoints(run.folder)
-    left = f"the last good checkpoint is {saved[-1]}" if saved else "it had no checkpoint yet"
-    return f"{left}; try a lower --lr"
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

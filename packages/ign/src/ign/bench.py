@@ -1,9 +1,6 @@
 """`ign bench <id>`: the timings that the README quotes, each variant in turns with the others."""
 
 import copy
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from paperkit import UserError, reproduction, results, rng
+from paperkit import UserError, reproduction, results, rng, timing
 from paperkit.run import suggest
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -198,9 +195,7 @@ def table(rows: Mapping[str, Mapping[str, float]]) -> str:
 
 def peak_mib(name: str, threads: int) -> float:
     """Peak memory of a process, torch included, that takes two steps of a variant on `LARGE`."""
-    code = f"from ign.bench import print_peak; print_peak({name!r}, {threads})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout))
+    return timing.in_own_process(f"from ign.bench import print_peak; print_peak({name!r}, {threads})")
 
 
 def print_peak(name: str, threads: int) -> None:
@@ -209,7 +204,7 @@ def print_peak(name: str, threads: int) -> None:
     run = stepper(LARGE, name)
     run()
     run()
-    print(json.dumps(peer.own_peak_mib()))
+    print(timing.peak_mib())
 
 
 # ---- peer ------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, UInt8
-from paperkit import UserError, images, rng
+from paperkit import UserError, images, rng, timing
 from paperkit.run import atomic
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -254,8 +254,7 @@ def _words(scratch: str, batch: int, steps: int) -> list[str]:
 def peak_mib(peer: Peer, side: Literal["ours", "peer"], threads: int, batch: int) -> float:
     """Peak memory of a process that takes two steps of a side on the public network, imports included."""
     code = f"from ign.peer import print_peak; print_peak({str(peer.folder)!r}, {side!r}, {threads}, {batch})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return float(done.stdout.splitlines()[-1])
+    return timing.in_own_process(code)
 
 
 def print_peak(folder: str, side: str, threads: int, batch: int) -> None:
@@ -273,21 +272,7 @@ def print_peak(folder: str, side: str, threads: int, batch: int) -> None:
             run = _stepper(Roleless(net), batch)
             run()
             run()
-    print(own_peak_mib())
-
-
-def own_peak_mib() -> float:
-    """Peak memory of this process in MiB, its parent's left out.
-
-    On Linux the figure of `getrusage` starts at what the parent held when it started this process.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 2**10
-    import resource  # here: Windows has none
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    print(timing.peak_mib())
 
 
 def _loading(batch: int) -> float:

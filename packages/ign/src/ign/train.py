@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from paperkit import UserError, images, parallel, report, rng
 from paperkit.device import choose
-from paperkit.run import Run, RunOptions, checkpoints, fill
+from paperkit.run import Run, RunOptions
 from torch import Tensor
 
 from ign import data
@@ -26,6 +26,7 @@ from ign.model import (
 from ign.monitor import Look, look
 
 TITLE = "Idempotent Generative Network"
+ADVICE = "try --norm batch, or a lower --tight or --lr"
 STATISTICS = (16, 250)
 """Batches, and images in each, from which the norms' statistics are estimated for use after training."""
 
@@ -63,25 +64,14 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
         device=str(device.device), precision=device.precision, parameters=parameters(net),
         data=train_set.name, shape=list(train_set.shape),
     )  # fmt: skip
-    if run.resumed and run.finished:
-        run.say(f"{run.folder} is finished already: nothing to do")
-        return run.folder
-    for line in (
-        f"device    {device}",
-        f"data      {train_set.name}",
-        f"network   {config.net}, {parameters(net):,} parameters, engine {engine}",
-        f"run       {run.folder}",
-        f"resume    {run.resume_command}",
+    if not run.begins(
+        device=device,
+        data=train_set.name,
+        network=f"{config.net}, {parameters(net):,} parameters, engine {engine}",
     ):
-        run.say(line)
+        return run.folder
 
-    start = 0
-    if saved := run.restore():
-        start, weights, state = saved
-        fill(net, weights["net"], run.folder)
-        fill(average, weights["average"], run.folder)
-        optimiser.load_state_dict(state["optimiser"])
-        run.say(f"goes on after step {start}")
+    start = run.goes_on({"net": net, "average": average}, optimiser)
 
     def evaluated() -> Network:
         return average if config.ema else net
@@ -115,8 +105,7 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
                     losses = learner.step(x, z, player, target)
                 parallel.average_gradients(net.parameters())
                 values.append(parallel.average(torch.stack([losses.rec, losses.idem, losses.tight])))
-                if not bool(torch.isfinite(values[-1]).all()):
-                    raise UserError(f"a loss is not finite at step {step}; {kept(run)}")
+                run.check(step, *values[-1].tolist(), advice=ADVICE)
                 optimiser.step()
             update_average(average, net, min(config.ema, step / (step + 9)))
             seen += config.batch
@@ -145,7 +134,7 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
             if signs.warning:
                 run.say(f"warning   collapse at step {step}: {signs.warning}")
                 if config.stop_on_collapse:
-                    raise UserError(f"collapse at step {step}: {signs.warning}; {kept(run)}")
+                    raise UserError(f"collapse at step {step}: {signs.warning}; {run.left()}; {ADVICE}")
             if saving or run.last:
                 save(step)
     if run.main:
@@ -155,13 +144,6 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
 
 
 # ---- the parts ---------------------------------------------------------------------------------------------
-
-
-def kept(run: Run) -> str:
-    """What a run that went wrong leaves, and what to try."""
-    saved = checkpoints(run.folder)
-    left = f"the last good checkpoint is {saved[-1]}" if saved else "it had no checkpoint yet"
-    return f"{left}; try --norm batch, or a lower --tight or --lr"
 
 
 def parameters(net: torch.nn.Module) -> int:

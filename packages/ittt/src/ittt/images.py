@@ -163,24 +163,14 @@ def train(config: ImageConfig, options: RunOptions | None = None, preset: str = 
         "ittt", TITLE, config, options, preset, config.seed,
         device=str(device.device), precision=device.precision, parameters=parameters(net), data=pictures.name,
     )  # fmt: skip
-    if run.resumed and run.finished:
-        run.say(f"{run.folder} is finished already: nothing to do")
-        return run.folder
-    for line in (
-        f"device    {device}",
-        f"data      {pictures.name}; {len(pictures.x_clean)} held out",
-        f"network   {config.net}, norm {config.norm}, {parameters(net):,} parameters",
-        f"run       {run.folder}",
-        f"resume    {run.resume_command}",
+    if not run.begins(
+        device=device,
+        data=f"{pictures.name}; {len(pictures.x_clean)} held out",
+        network=f"{config.net}, norm {config.norm}, {parameters(net):,} parameters",
     ):
-        run.say(line)
+        return run.folder
 
-    start = 0
-    if saved := run.restore():
-        start, weights, state = saved
-        fill(net, weights["net"], run.folder)
-        optimiser.load_state_dict(state["optimiser"])
-        run.say(f"goes on after step {start}")
+    start = run.goes_on({"net": net}, optimiser)
 
     net.train()
     with run.guard():
@@ -199,8 +189,7 @@ def train(config: ImageConfig, options: RunOptions | None = None, preset: str = 
             loss.backward()
             parallel.average_gradients(list(net.parameters()))
             value = float(parallel.average(loss.detach()))
-            if not math.isfinite(value):
-                raise UserError(f"the loss is not finite at step {step}: {value}; try a lower --lr")
+            run.check(step, value)
             optimiser.step()
             seen += config.batch
 

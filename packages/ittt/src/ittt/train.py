@@ -1,6 +1,5 @@
 """`ittt train`: one function from a configuration to a run folder, with four rows of errors at the end."""
 
-import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -56,25 +55,14 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
         "ittt", TITLE, config, options, preset, config.seed,
         device=str(device.device), precision=device.precision, parameters=parameters(net), data=rows.name,
     )  # fmt: skip
-    if run.resumed and run.finished:
-        run.say(f"{run.folder} is finished already: nothing to do")
-        return run.folder
-    for line in (
-        f"device    {device}",
-        f"data      {rows.name}, split {config.split}; {len(rows.x_clean)} for calibration",
-        f"network   {words(config)}, {parameters(net):,} parameters, and a plain twin",
-        f"run       {run.folder}",
-        f"resume    {run.resume_command}",
+    if not run.begins(
+        device=device,
+        data=f"{rows.name}, split {config.split}; {len(rows.x_clean)} for calibration",
+        network=f"{words(config)}, {parameters(net):,} parameters, and a plain twin",
     ):
-        run.say(line)
+        return run.folder
 
-    start = 0
-    if saved := run.restore():
-        start, weights, state = saved
-        fill(net, weights["net"], run.folder)
-        fill(plain, weights["plain"], run.folder)
-        optimiser.load_state_dict(state["optimiser"])
-        run.say(f"goes on after step {start}")
+    start = run.goes_on({"net": net, "plain": plain}, optimiser)
 
     with run.guard():
         seen, since = 0, time.monotonic()
@@ -87,8 +75,7 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
             (loss + other).backward()
             parallel.average_gradients([*net.parameters(), *plain.parameters()])
             both = parallel.average(torch.stack([loss.detach(), other.detach()])).tolist()
-            if not all(map(math.isfinite, both)):
-                raise UserError(f"the loss is not finite at step {step}: {both}; {kept(run)}")
+            run.check(step, *both)
             optimiser.step()
             seen += config.batch
 
@@ -231,13 +218,6 @@ def words(config: TrainConfig) -> str:
 def parameters(net: nn.Module) -> int:
     """How many numbers are learned."""
     return sum(parameter.numel() for parameter in net.parameters())
-
-
-def kept(run: Run) -> str:
-    """What a run that went wrong leaves, and what to try."""
-    saved = checkpoints(run.folder)
-    left = f"the last good checkpoint is {saved[-1]}" if saved else "it had no checkpoint yet"
-    return f"{left}; try a lower --lr"
 
 
 def describe(config: TrainConfig) -> dict[str, str]:

@@ -1,20 +1,28 @@
 """PatchMatch's walk compiled by numba. Private to `patchmatch`: same candidates, same sums, same field.
 
-A patch is compared frame by frame; as soon as the sum so far reaches the best score it is given up. All terms
-are squares, so sums in one fixed order never fall, and giving up changes no decision.
+A patch is compared two rows first, then frame by frame; as soon as the sum so far reaches the best score, the
+candidate is given up. All terms are squares, so sums in one fixed order never fall: no decision changes.
 """
 
 import inspect
+import math
 
 import numba
 import numpy as np
 import torch
+from jaxtyping import Int64
+from paperkit import UserError
 from paperkit.threads import parallel
+from torch import Tensor
 
-from vgpnn.patchmatch import MIX, Walk
+from vgpnn.patchmatch import MIX, Walk, coordinates, numbered
 
 CHUNK = 2048
 """Queries that a thread takes at a time."""
+FIRST = 2
+"""Rows of a patch after which a candidate that is far off is given up."""
+T, H, MASK = 42, 21, 2**21 - 1
+"""A place packed into one number: frame, row and column of 21 bits each."""
 LANES = 8
 """Rows are read in whole vectors: up to so many numbers of the next row are read and not used."""
 
@@ -54,73 +62,101 @@ def _clip(value, size):
 
 
 @compiled
-def _compare(a, b, one, two, steps, kt, lanes, sums, factor, best):
+def _across(sums, lanes):
+    """The lanes added up in four chains, as `patchmatch.across` does."""
+    one = two = three = four = sums[0] - sums[0]
+    whole = lanes // 4 * 4
+    for lane in range(0, whole, 4):
+        one += sums[U(lane)]
+        two += sums[U(lane + 1)]
+        three += sums[U(lane + 2)]
+        four += sums[U(lane + 3)]
+    for lane in range(whole, lanes):
+        one += sums[U(lane)]
+    return (one + two) + (three + four)
+
+
+@compiled
+def _compare(a, b, one, two, steps, ends, lanes, sums, factor, best):
     """w_j D_ij of one pair, or some value not below `best`."""
     sums[:] = 0
-    total = sums[0]
-    rows = steps.shape[1] // kt
-    for frame in range(kt):
-        for row in range(frame * rows, frame * rows + rows):
+    total, row = sums[0], 0
+    for end in ends:
+        while row < end:
             left, right = U(one + steps[0, row]), U(two + steps[1, row])
             for lane in range(len(sums)):  # a length that is not known: vector instructions
                 apart = a[left + U(lane)] - b[right + U(lane)]
                 sums[lane] += apart * apart
-        total = sums[0]
-        for lane in range(1, lanes):
-            total += sums[lane]
-        if total * factor >= best:
+            row += 1
+        total = _across(sums, lanes) * factor
+        if total >= best:
             break
-    return total * factor
+    return total
 
 
 @compiled
-def _first(number, grid, size, width):
-    t, h, w = number // (grid[1] * grid[2]), number // grid[2] % grid[1], number % grid[2]
+def _pack(t, h, w):
+    """A place as one number that is taken apart without a division."""
+    return (t << T) | (h << H) | w
+
+
+@compiled
+def _packed(number, grid):
+    """The same of a patch number."""
+    rest = number // grid[2]
+    return _pack(rest // grid[1], rest % grid[1], number % grid[2])
+
+
+@compiled
+def _first(t, h, w, size, width):
+    """Number of a patch's first value."""
     return ((t * size[1] + h) * size[2] + w) * width
 
 
 @compiled
-def _scores(a, b, grid, among, sizes, steps, kt, lanes, width, factor, field, score, start, stop):
+def _scores(a, b, grid, among, sizes, steps, ends, lanes, width, factor, field, score, start, stop):
     """Scores of the present field."""
     sums = np.zeros((lanes + LANES - 1) // LANES * LANES, a.dtype)
     for i in range(start, stop):
-        j = field[i]
-        one, two = _first(i, grid, sizes[0], width), _first(j, among, sizes[1], width)
-        w = factor[j] if len(factor) > 1 else factor[0]
-        score[i] = _compare(a, b, one, two, steps, kt, lanes, sums, w, np.inf)
+        place, t, h, w = _packed(i, grid), field[i] >> T, (field[i] >> H) & MASK, field[i] & MASK
+        one = _first(place >> T, (place >> H) & MASK, place & MASK, sizes[0], width)
+        two = _first(t, h, w, sizes[1], width)
+        weight = factor[(t * among[1] + h) * among[2] + w] if len(factor) > 1 else factor[0]
+        score[i] = _compare(a, b, one, two, steps, ends, lanes, sums, weight, np.inf)
 
 
 @compiled
 def _attempt(
-    a, b, grid, among, sizes, steps, kt, lanes, width, factor, valid, slots, key, number, kind, axis, step,
+    a, b, grid, among, sizes, steps, ends, lanes, width, factor, valid, slots, key, number, kind, axis, step,
     radius, identity, old, field, score, start, stop,
 ):  # fmt: skip
     """One kind of candidate for the queries start .. stop; returns how many were compared."""
     sums = np.zeros((lanes + LANES - 1) // LANES * LANES, a.dtype)
     keys, done = among[0] * among[1] * among[2], 0
+    stride = step * (grid[1] * grid[2] if axis == 0 else (grid[2] if axis == 1 else 1))
+    span = U(2 * radius + 1)
+    place = _packed(start, grid)
+    qt, qh, qw = place >> T, (place >> H) & MASK, (place & MASK) - 1
     for i in range(start, stop):
-        drawn = _bits(key, number, i)
+        qw += 1
+        if qw == grid[2]:
+            qw, qh = 0, qh + 1
+            if qh == grid[1]:
+                qh, qt = 0, qt + 1
         if kind == 0 and radius == 0:
             high = len(slots) if len(slots) else keys
-            j = np.int64(((drawn >> S32) * U(high)) >> S31)
-            if len(slots):
-                j = slots[j]
+            drawn = np.int64(((_bits(key, number, i) >> S32) * U(high)) >> S31)
+            place = _packed(slots[drawn] if len(slots) else drawn, among)
+            t, h, w = place >> T, (place >> H) & MASK, place & MASK
         else:
-            t, h, w = i // (grid[1] * grid[2]), i // grid[2] % grid[1], i % grid[2]
-            near = i
-            outside = False
-            if kind > 1:
-                place = t if axis == 0 else (h if axis == 1 else w)
-                outside = place < step or place - step >= grid[axis]
-                if not outside:
-                    stride = grid[1] * grid[2] if axis == 0 else (grid[2] if axis == 1 else 1)
-                    near = i - step * stride
-            if outside:
+            at = qt if axis == 0 else (qh if axis == 1 else qw)
+            if kind > 1 and (at < step or at - step >= grid[axis]):
                 if not identity:
                     continue
+                t, h, w = qt, qh, qw
             else:
-                before = old[near]
-                t, h, w = before // (among[1] * among[2]), before // among[2] % among[1], before % among[2]
+                before = old[i - stride] if kind > 1 else field[i]
+                t, h, w = before >> T, (before >> H) & MASK, before & MASK
                 if kind > 1:
                     if axis == 0:
                         t += step
@@ -129,52 +165,58 @@ def _attempt(
                     else:
                         w += step
                 if radius:
-                    span = U(2 * radius + 1)
+                    drawn = _bits(key, number, i)
                     t += np.int64(((drawn & WORD) * span) >> S20) - radius
                     h += np.int64((((drawn >> S20) & WORD) * span) >> S20) - radius
                     w += np.int64((((drawn >> S40) & WORD) * span) >> S20) - radius
-            j = (_clip(t, among[0]) * among[1] + _clip(h, among[1])) * among[2] + _clip(w, among[2])
-        if j == field[i] or (len(valid) and not valid[j]):
+            t, h, w = _clip(t, among[0]), _clip(h, among[1]), _clip(w, among[2])
+            place = _pack(t, h, w)
+        if place == field[i]:
+            continue
+        j = (t * among[1] + h) * among[2] + w
+        if len(valid) and not valid[j]:
             continue
         done += 1
-        one, two = _first(i, grid, sizes[0], width), _first(j, among, sizes[1], width)
+        one, two = _first(qt, qh, qw, sizes[0], width), _first(t, h, w, sizes[1], width)
         weight = factor[j] if len(factor) > 1 else factor[0]
-        found = _compare(a, b, one, two, steps, kt, lanes, sums, weight, score[i])
+        found = _compare(a, b, one, two, steps, ends, lanes, sums, weight, score[i])
         if found < score[i]:
-            score[i], field[i] = found, j
+            score[i], field[i] = found, place
     return done
 
 
 class CompiledWalk(Walk):
-    """`Walk` with its inner loops compiled; the same field bit for bit."""
+    """`Walk` with its inner loops compiled; the same field bit for bit. Its `field` has packed places."""
 
     def __init__(self, *given) -> None:
         super().__init__(*given)
-        lanes = self.patch[2] * self.width
-        steps = [
-            [
-                (a * size[1] + b) * size[2] * self.width
-                for a in range(self.patch[0])
-                for b in range(self.patch[1])
-            ]
-            for size in self.sizes
-        ]
+        if max(*self.grid, *self.among) > MASK:
+            raise UserError(f"PatchMatch takes up to {MASK} frames, rows and columns")
+        rows = math.prod(self.patch[:2])
+        ends = sorted({min(FIRST, rows), *range(self.patch[1], rows + 1, self.patch[1])})
         spare = torch.zeros(LANES, dtype=self.a.dtype)
         padded = torch.cat([self.a, spare]), torch.cat([self.b, spare])
         self._videos = padded[0].numpy(), padded[1].numpy()
         self.a, self.b = padded[0][:-LANES], padded[1][:-LANES]  # views: one copy of each video, not two
         self._shapes = (
-            np.array(self.grid), np.array(self.among), np.array(self.sizes), np.array(steps), self.patch[0],
-            lanes, self.width, self.factor.numpy(),
+            np.array(self.grid), np.array(self.among), np.array(self.sizes), np.array(self.steps()),
+            np.array(ends), self.patch[2] * self.width, self.width, self.factor.numpy(),
         )  # fmt: skip
         self._valid = np.empty(0, np.bool_) if self.valid is None else self.valid.numpy()
         self._slots = np.empty(0, np.int64) if self.slots is None else self.slots.numpy()
         self.compared = 0
         """Pairs compared so far."""
 
+    def found(self) -> Int64[Tensor, "q"]:
+        """The key of each query."""
+        place = [self.field >> T, (self.field >> H) & MASK, self.field & MASK]
+        return numbered(place, self.among)
+
     def scores(self, i, j):
-        """Scores of the whole field (`start` asks for nothing else)."""
-        score, field = np.empty(len(j), self._videos[0].dtype), j.numpy()
+        """Packs the whole field and scores it (`start` asks for nothing else)."""
+        t, h, w = coordinates(j, self.among)
+        self.field = (t << T) | (h << H) | w
+        score, field = np.empty(len(j), self._videos[0].dtype), self.field.numpy()
 
         def run(start: int, stop: int) -> None:
             _scores(*self._videos, *self._shapes, field, score, start, stop)

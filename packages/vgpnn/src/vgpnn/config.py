@@ -42,6 +42,8 @@ class Common:
     """How overlapping patches become a voxel."""
     search: Literal["auto", "exact", "patchmatch"] = "auto"
     """exact; patchmatch: approximate, memory linear in voxels; auto: exact where there are few keys."""
+    switch: int = 0
+    """Keys up to which auto is exact; 0 = the shipped count. `vgpnn bench exact` measures yours."""
     rounds: int = 0
     """Rounds of PatchMatch; 0 = the task's (20, analogies 15)."""
     identity_candidate: bool = False
@@ -63,6 +65,7 @@ class Common:
             "steps",
             "coarse_steps",
             "rounds",
+            "switch",
         ):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name.replace('_', '-')} must not be negative: {getattr(self, name)}")
@@ -330,7 +333,11 @@ class BenchConfig:
     """Time and memory, beside another implementation where one is named."""
 
     id: Positional[str] = "all"
-    """exact, or all that this machine can run."""
+    """official, limit, exact, or all."""
+    peer: str = ""
+    """Checkout of the released code (nivha/single_video_generation); without it only our side is timed."""
+    peer_python: str = ""
+    """Its interpreter; default: this one."""
     repeats: int = 5
     """Timed turns of each side, at least 5; fewer of a side that has taken five minutes."""
     threads: int = 1

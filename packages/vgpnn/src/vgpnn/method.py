@@ -30,7 +30,7 @@ from torch import Tensor
 
 from vgpnn.folding import fold
 from vgpnn.pyramid import VALID, Scale, Settings, Shape, Source, enlarge, enlarge_loop, shape_of, shrink
-from vgpnn.search import Found, Matcher, matcher
+from vgpnn.search import Found, Matcher, decide, matcher
 
 # ---- The problem, and what is known after a level
 
@@ -305,7 +305,8 @@ class _Level:
                 mask = free if mask is None else mask & free
             queries = math.prod(grid_of(self.shape, self.patch))
             s = self.settings
-            made = self.make(keys, mask, self.patch, queries, s.search, s.schedule, s.memory)
+            kind = decide(s.search, math.prod(self.grid), keys.device.type, s.switch)
+            made = self.make(keys, mask, self.patch, queries, kind, s.schedule, s.memory)
             self.kind = made.kind
             self._searches = {name: made}  # the keys of a step before are not needed again
         return self._searches[name]

@@ -139,7 +139,11 @@ class Walk:
             zip(self.schedule.jumps, self.schedule.radii, strict=True), 1
         ):
             self.round(number, jump, radius)
-        return self.field, self.score
+        return self.found(), self.score
+
+    def found(self) -> Int64[Tensor, "q"]:
+        """The key of each query."""
+        return self.field
 
     def start(self, guess: Int64[Tensor, "q"] | None) -> None:
         """A key drawn at random for each query, or the guess where it may be one."""
@@ -184,23 +188,23 @@ class Walk:
         drawn = bits(self.key, 16 * number + kind, position)
         if kind == RANDOM and not radius:
             return self._any(drawn)
-        at, outside = _places(position, self.grid), None
+        at, outside = coordinates(position, self.grid), None
         if kind <= JITTER:
-            key = _places(old[position], self.among)
+            key = coordinates(old[position], self.among)
         else:
             near = list(at)
             near[axis] = near[axis] - step
             outside = (near[axis] < 0) | (near[axis] >= self.grid[axis])
             near[axis] = near[axis].clamp(0, self.grid[axis] - 1)
-            key = _places(old[_number(near, self.grid)], self.among)
+            key = coordinates(old[numbered(near, self.grid)], self.among)
             key[axis] = key[axis] + step
         if radius:
             key = [k + j for k, j in zip(key, jitter(drawn, radius), strict=True)]
-        found = _number([k.clamp(0, n - 1) for k, n in zip(key, self.among, strict=True)], self.among)
+        found = numbered([k.clamp(0, n - 1) for k, n in zip(key, self.among, strict=True)], self.among)
         if outside is None:
             return found
         same = [k.clamp(0, n - 1) for k, n in zip(at, self.among, strict=True)]
-        return torch.where(outside, _number(same, self.among) if self.schedule.identity else -1, found)
+        return torch.where(outside, numbered(same, self.among) if self.schedule.identity else -1, found)
 
     def _try(self, position: Tensor, candidate: Tensor) -> None:
         worth = (candidate >= 0) & (candidate != self.field[position])
@@ -228,15 +232,18 @@ class Walk:
     def _totals(self, one: Tensor, two: Tensor, lanes: int) -> Tensor:
         """Sums of squared differences: lanes over the rows of a patch, then the lanes, in one fixed order."""
         lane = torch.arange(lanes, device=one.device)
-        steps = [
+        return totals_on(one)(self.a, self.b, one[:, None] + lane, two[:, None] + lane, self.steps())
+
+    def steps(self) -> list[list[int]]:
+        """From a patch's first value to that of each of its rows, in a and in b."""
+        return [
             [
-                (a * size[1] + b) * size[2] * self.width
-                for a in range(self.patch[0])
-                for b in range(self.patch[1])
+                (t * size[1] + h) * size[2] * self.width
+                for t in range(self.patch[0])
+                for h in range(self.patch[1])
             ]
             for size in self.sizes
         ]
-        return totals_on(one)(self.a, self.b, one[:, None] + lane, two[:, None] + lane, steps)
 
 
 def totals(a: Tensor, b: Tensor, one: Tensor, two: Tensor, steps: list[list[int]]) -> Tensor:
@@ -247,10 +254,17 @@ def totals(a: Tensor, b: Tensor, one: Tensor, two: Tensor, steps: list[list[int]
     for left, right in zip(*steps, strict=True):
         apart = a[one + left].to(sums.dtype) - b[two + right].to(sums.dtype)
         sums = sums + apart * apart
-    total = sums[:, 0]
-    for lane in range(1, sums.shape[1]):
-        total = total + sums[:, lane]
-    return total
+    return across(sums)
+
+
+def across(sums: Float[Tensor, "n lanes"]) -> Float[Tensor, "n"]:
+    """Sums over the lanes in four chains, that a processor need not wait; spare lanes go to the first."""
+    whole = sums.shape[1] // 4 * 4
+    chains = [torch.zeros_like(sums[:, 0]) for _ in range(4)]
+    for lane in range(sums.shape[1]):
+        chain = lane % 4 if lane < whole else 0
+        chains[chain] = chains[chain] + sums[:, lane]
+    return (chains[0] + chains[1]) + (chains[2] + chains[3])
 
 
 def totals_on(where: Tensor):
@@ -275,14 +289,14 @@ def flat_rows(patches: Patches) -> Float[Tensor, "n"]:
     return x.to(torch.float64 if x.dtype == torch.float64 else small).contiguous().flatten()
 
 
-def _places(number: Tensor, grid: tuple[int, ...]) -> list[Tensor]:
+def coordinates(number: Tensor, grid: tuple[int, ...]) -> list[Tensor]:
     return [number // (grid[1] * grid[2]), number // grid[2] % grid[1], number % grid[2]]
 
 
-def _number(place: list[Tensor], grid: tuple[int, ...]) -> Tensor:
+def numbered(place: list[Tensor], grid: tuple[int, ...]) -> Tensor:
     return (place[0] * grid[1] + place[1]) * grid[2] + place[2]
 
 
 def _origin(number: Tensor, grid: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
     """Number of a patch's first voxel."""
-    return _number(_places(number, grid), size)
+    return numbered(coordinates(number, grid), size)

@@ -54,6 +54,8 @@ class Settings:
     """Completeness, in units of the mean square; inf = plain nearest neighbour."""
     vote: Vote = "median"
     search: Kind = "auto"
+    switch: int = 0
+    """Most keys for which `auto` searches exactly; 0: `search.SWITCH`."""
     schedule: Schedule = field(default_factory=Schedule)
     """Of PatchMatch."""
     memory: int = 2**27

@@ -5,7 +5,7 @@ Used by `method`. A `Matcher` lives as long as a key set.
 kind        result                                       where
 exact       float64 argmin, lowest key on ties           everywhere (`paperkit.nearest`, the quickest method)
 patchmatch  approximate; distances never rise in it      everywhere; memory linear in voxels
-auto        exact up to `SWITCH` keys, else PatchMatch   a count, so that a machine's load decides nothing
+auto        exact up to a count of keys, else PatchMatch `decide`: no machine's load enters
 """
 
 import math
@@ -19,16 +19,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Kind = Literal["auto", "exact", "patchmatch"]
+Decided = Literal["exact", "patchmatch"]
 Window = tuple[int, int, int]
 
 SLACK = 0.1
 """How far beyond the nearest key the others are known, so that a patch that moves less need no new search."""
 SWITCH = {"cpu": 12_000, "cuda": 60_000, "mps": 12_000}
-"""Most keys for which `auto` searches exactly; cuda and mps are not measured (spec 9.1).
+"""Most keys for which `auto` searches exactly, by kind of device; cuda and mps are not measured (spec 9.1).
+
+Measured once and shipped, not at the start of a run: a clip and a seed give one video on every machine. Whose
+`vgpnn bench exact` finds another cross-over sets it by `--switch`, and the run's configuration keeps it.
 
 How long the exact search takes hangs on how near the queries are to their keys: on a busy core, five searches
-of 28,000 keys took 4 s for an ordinary sample, of 33,000 keys 102 s for a loop's seam; PatchMatch takes about
-0.4 ms per key for either. Up to here the exact search is the quicker one, or costs seconds.
+of 28,000 keys took 4 s for an ordinary sample, of 33,000 keys 102 s for a loop's seam; PatchMatch takes
+about as long per key for either. Up to here the exact search is the quicker one, or costs seconds.
 """
 
 
@@ -83,22 +87,24 @@ def matcher(
     mask: Bool[Tensor, "t h w"] | None,
     patch: Window,
     queries: int,
-    kind: Kind,
+    kind: Decided,
     schedule: Schedule,
     memory: int,
 ) -> Matcher:
     """The search of a kind among the patches of `keys` that lie wholly inside `mask`."""
     patches = Patches(keys, patch, mask)
-    if kind == "exact" or (kind == "auto" and exact_pays(math.prod(patches.grid), queries, keys.device.type)):
+    if kind == "exact":
         return Exact(patches, memory)
     from vgpnn.patchmatch import PatchMatch
 
     return PatchMatch(patches, schedule, memory)
 
 
-def exact_pays(keys: int, queries: int, device: str) -> bool:
-    """Whether `auto` searches exactly."""
-    return keys <= SWITCH.get(device, 0)
+def decide(kind: Kind, keys: int, device: str, switch: int = 0) -> Decided:
+    """The search of a key set; `switch`: most keys for which `auto` is exact, 0: the device's in `SWITCH`."""
+    if kind != "auto":
+        return kind
+    return "exact" if keys <= (switch or SWITCH.get(device, 0)) else "patchmatch"
 
 
 class Exact:

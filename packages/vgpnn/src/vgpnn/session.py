@@ -66,6 +66,7 @@ def flags_over(config: Common, base: Settings) -> Settings:
         alpha=config.alpha or base.alpha,
         vote=config.vote,
         search=config.search,
+        switch=config.switch,
         schedule=replace(schedule, identity=config.identity_candidate),
         memory=config.memory * 2**20,
     )

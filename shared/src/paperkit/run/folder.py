@@ -22,12 +22,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from paperkit import UserError
 from paperkit.provenance import commit, hardware, now, versions
-from paperkit.run.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from paperkit.run.checkpoint import checkpoints, fill, load_checkpoint, save_checkpoint
 from paperkit.run.config import differences, from_json, to_json
 from paperkit.run.files import atomic, explain, read_json, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
+    from torch.optim import Optimizer
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,15 @@ class Run:
 
     # -- what it says
 
+    def begins(self, **told: object) -> bool:
+        """Say on what the run works, where, and how to go on; False where it is finished already."""
+        if self.resumed and self.finished:
+            self.say(f"{self.folder} is finished already: nothing to do")
+            return False
+        for name, words in {**told, "run": self.folder, "resume": self.resume_command}.items():
+            self.say(f"{name:9} {words}")
+        return True
+
     def say(self, text: str) -> None:
         """Print a line (above the progress bar) and append it to log.txt."""
         if not self.main:
@@ -233,7 +244,29 @@ class Run:
         weights, state = load_checkpoint(saved[-1])
         return self._start, weights, state
 
+    def goes_on(self, modules: Mapping[str, "Module"], optimiser: "Optimizer") -> int:
+        """Fill modules and optimiser from the last checkpoint; the step that it was made after, else 0."""
+        if not (saved := self.restore()):
+            return 0
+        start, weights, state = saved
+        for name, module in modules.items():
+            fill(module, weights[name], self.folder)
+        optimiser.load_state_dict(state["optimiser"])
+        self.say(f"goes on after step {start}")
+        return start
+
     # -- the loop
+
+    def check(self, step: int, *losses: float, advice: str = "try a lower --lr") -> None:
+        """Raise `UserError`, with what is left and what to try, where a loss of this step is not finite."""
+        if not all(map(math.isfinite, losses)):
+            shown = ", ".join(f"{loss:g}" for loss in losses)
+            raise UserError(f"the loss is not finite at step {step}: {shown}; {self.left()}; {advice}")
+
+    def left(self) -> str:
+        """What a run that went wrong leaves."""
+        saved = checkpoints(self.folder)
+        return f"the last good checkpoint is {saved[-1]}" if saved else "it had no checkpoint yet"
 
     def steps(self, start: int, total: int) -> Iterator[int]:
         """Yield start+1 … total with a progress bar and ETA.
