@@ -3,13 +3,11 @@
 Airfoils and cars. As in the public airfoils code the label is a further feature of every node.
 """
 
-import math
-import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -27,6 +25,7 @@ from ittt.graph_data import LEVELS, Parts, Shapes, quiet
 from ittt.guard import Calibration, harmless_lr
 from ittt.inject import extra_inputs
 from ittt.inputs import Batch
+from ittt.loop import decay, descend, go_through
 from ittt.model import ITTT
 from ittt.train import ROWS, SUBTITLE, TITLE, parameters, row_error
 
@@ -145,42 +144,21 @@ def train(config: GraphConfig, options: RunOptions | None = None, preset: str = 
 
     start = run.goes_on({"net": net, "plain": plain}, optimiser)
 
-    with run.guard():
-        seen, since = 0, time.monotonic()
-        for step in run.steps(start, steps):
-            # One step of both networks on the same graphs; the learning rate falls along a cosine.
-            for group in optimiser.param_groups:
-                group["lr"] = config.lr * (1 + math.cos(math.pi * (step - 1) / steps)) / 2
-            graphs, y = batch(shapes, parts, config, step)
-            graphs, y = graphs.to(device.device), y.to(device.device)
-            optimiser.zero_grad(set_to_none=True)
-            loss = net.loss(graphs, y, data.mask(config, step))
-            other = F.mse_loss(plain(graphs), y)
-            (loss + other).backward()
-            parallel.average_gradients([*net.parameters(), *plain.parameters()])
-            both = parallel.average(torch.stack([loss.detach(), other.detach()])).tolist()
-            run.check(step, *both)
-            optimiser.step()
-            seen += config.batch
+    def step_of(step: int) -> dict[str, float]:
+        """One step of both networks on the same graphs."""
+        decay(optimiser, config.lr, step, steps)
+        graphs, y = (part.to(device.device) for part in batch(shapes, parts, config, step))
+        losses = {
+            "zigzag": net.loss(graphs, y, data.mask(config, step)), "plain": F.mse_loss(plain(graphs), y),
+        }  # fmt: skip
+        return descend(optimiser, losses, partial(run.check, step))
 
-            # Once in a while: a test, a line, a checkpoint.
-            ended = step == steps
-            telling, testing, saving = (
-                step % every == 0 or ended
-                for every in (config.log_every, config.test_every, config.save_every)
-            )
-            found = dict(zip(("zigzag", "plain"), both, strict=True))
-            if testing:
-                found |= examine(net, plain, shapes, parts)
-            if telling or testing:
-                run.log(step, **found)
-                speed = seen / max(time.monotonic() - since, 1e-9)
-                told = "  ".join(f"{name} {value:.5f}" for name, value in found.items())
-                run.say(f"{step}/{steps}  {told}  {speed:,.0f} graphs/s  {run.eta(step, steps, start)}")
-            if saving or run.last:
-                scale = scale_of(net, shapes, parts)
-                groups = {"net": net.state_dict(), "plain": plain.state_dict(), "scale": scale}
-                run.save(step, groups, {"optimiser": optimiser.state_dict()}, config.keep)
+    def weights() -> dict[str, Any]:
+        scale = scale_of(net, shapes, parts)
+        return {"net": net.state_dict(), "plain": plain.state_dict(), "scale": scale}
+
+    look = partial(examine, net, plain, shapes, parts)
+    go_through(run, config, optimiser, start, steps, step_of, look, weights, "graphs")
     if run.main:
         told = table(errors(net, plain, shapes, parts, settings_of(net, shapes, parts, config, run)), config)
         run.say(told)

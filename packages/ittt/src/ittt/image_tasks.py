@@ -41,8 +41,9 @@ those ran. The claims over every task and `image_forms` have networks without it
 def recipe(data: str, norm: str, seed: int, presence: bool = TOLD) -> ImageConfig:
     """The configuration of a network of the claims; batch norm stores what training left."""
     return ImageConfig(
-        data=data, norm=norm, seed=seed, presence=presence, restate=False, epochs=EPOCHS[data],  # pyright: ignore
-        test=TEST, held_out=500, corruptions=(), test_every=10_000, log_every=100, save_every=150,
+        data=data, norm=norm, seed=seed, presence=presence, restate=False,  # pyright: ignore
+        epochs=EPOCHS[data], test=TEST, held_out=500, corruptions=(),
+        test_every=10_000, log_every=100, save_every=150,
     )  # fmt: skip
 
 

@@ -4,10 +4,8 @@ Digits, MNIST, Fashion-MNIST and CIFAR-10, a fixed draw of each. The prediction 
 CIFAR code: a linear layer of it is added to the feature maps in the middle of the network.
 """
 
-import math
-import time
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -24,6 +22,7 @@ from ittt.baselines import method
 from ittt.corruptions import corrupt
 from ittt.guard import harmless_lr
 from ittt.image_config import ImageConfig
+from ittt.loop import decay, descend, go_through
 from ittt.model import ITTT
 from ittt.settings import Settings
 from ittt.weights import has_batch_norm, restate
@@ -180,45 +179,25 @@ def train(config: ImageConfig, options: RunOptions | None = None, preset: str = 
 
     start = run.goes_on({"net": net}, optimiser)
 
-    net.train()
-    with run.guard():
-        seen, since = 0, time.monotonic()
-        for step in run.steps(start, steps):
-            # One step of Eq. 2, two passes; the learning rate falls along a cosine.
-            for group in optimiser.param_groups:
-                group["lr"] = rate(config, step, steps)
-            chosen = parallel.shard(
-                torch.from_numpy(batch_indices(len(pictures.x), config.batch, config.seed, step - 1))
-            )
-            x, y = pictures.x[chosen].to(device.device), pictures.y[chosen].to(device.device)
-            optimiser.zero_grad(set_to_none=True)
-            with device.autocast():
-                loss = net.loss(x, y)
-            loss.backward()
-            parallel.average_gradients(list(net.parameters()))
-            value = float(parallel.average(loss.detach()))
-            run.check(step, value)
-            optimiser.step()
-            seen += config.batch
+    def step_of(step: int) -> dict[str, float]:
+        """One step of Eq. 2, two passes; the last one is followed by new statistics."""
+        decay(optimiser, config.lr, step, steps)
+        chosen = parallel.shard(
+            torch.from_numpy(batch_indices(len(pictures.x), config.batch, config.seed, step - 1))
+        )
+        x, y = pictures.x[chosen].to(device.device), pictures.y[chosen].to(device.device)
+        with device.autocast():
+            loss = net.loss(x, y)
+        found = descend(optimiser, {"loss": loss}, partial(run.check, step))
+        if step == steps and config.restate and has_batch_norm(net):
+            restate(net, pictures.x.to(device.device).split(500))
+        return found
 
-            # Once in a while: a test, a line, a checkpoint.
-            ended = step == steps
-            if ended and config.restate and has_batch_norm(net):
-                restate(net, pictures.x.to(device.device).split(500))
-            telling, testing, saving = (
-                step % every == 0 or ended
-                for every in (config.log_every, config.test_every, config.save_every)
-            )
-            found = {"loss": value}
-            if testing:
-                found |= examine(net, pictures.x_clean, pictures.y_clean)
-            if telling or testing:
-                run.log(step, **found)
-                speed = seen / max(time.monotonic() - since, 1e-9)
-                told = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
-                run.say(f"{step}/{steps}  {told}  {speed:,.0f} images/s  {run.eta(step, steps, start)}")
-            if saving or run.last:
-                run.save(step, {"net": net.state_dict()}, {"optimiser": optimiser.state_dict()}, config.keep)
+    net.train()
+    look = partial(examine, net, pictures.x_clean, pictures.y_clean)
+    go_through(
+        run, config, optimiser, start, steps, step_of, look, lambda: {"net": net.state_dict()}, "images"
+    )
     if run.main:
         net.eval()
         told = table(errors(net, pictures, adapted_config(net, pictures, config, run)), config)
@@ -235,11 +214,6 @@ def length(config: ImageConfig, pictures: Pictures) -> int:
     return config.epochs * max(1, len(pictures.x) // config.batch)
 
 
-def rate(config: ImageConfig, step: int, steps: int) -> float:
-    """The learning rate of a step (the first is 1): from `lr` to 0 along a cosine."""
-    return config.lr * (1 + math.cos(math.pi * (step - 1) / steps)) / 2
-
-
 def train_plain(config: ImageConfig) -> nn.Module:
     """A plain twin on the CPU: the same layers, seed, order and rates, without the signal and its pass."""
     pictures = load(config)
@@ -247,8 +221,7 @@ def train_plain(config: ImageConfig) -> nn.Module:
     net = layers(config, pictures)
     optimiser, steps = torch.optim.Adam(net.parameters(), config.lr), length(config, pictures)
     for step in range(1, steps + 1):
-        for group in optimiser.param_groups:
-            group["lr"] = rate(config, step, steps)
+        decay(optimiser, config.lr, step, steps)
         chosen = torch.from_numpy(batch_indices(len(pictures.x), config.batch, config.seed, step - 1))
         optimiser.zero_grad(set_to_none=True)
         F.cross_entropy(net(pictures.x[chosen]), pictures.y[chosen]).backward()

@@ -1,10 +1,10 @@
 """Training by `--task`: one step, a plain loop for the claims, and the loop of a run folder."""
 
 import math
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ittt.baselines import method
 from ittt.guard import Calibration
 from ittt.images import ROWS, SUBTITLE, TITLE, batches, parameters
+from ittt.loop import decay, descend, go_through
 from ittt.model import ITTT
 from ittt.settings import Settings
 from ittt.task_config import TaskConfig
@@ -74,19 +75,10 @@ class Work(ABC):
         return found
 
 
-def step_of(optimiser: torch.optim.Optimizer, loss: Loss, step: int, steps: int, lr: float) -> float:
-    """One step at the rate that falls from `lr` to 0 along a cosine; its loss. Raises unless finite."""
-    for group in optimiser.param_groups:
-        group["lr"] = lr * (1 + math.cos(math.pi * (step - 1) / steps)) / 2
-    optimiser.zero_grad(set_to_none=True)
-    found = loss(step)
-    found.backward()
-    parallel.average_gradients([p for group in optimiser.param_groups for p in group["params"]])
-    value = float(parallel.average(found.detach()))
-    if not math.isfinite(value):
-        raise UserError(f"the loss is not finite at step {step}: {value}; try a lower --lr")
-    optimiser.step()
-    return value
+def finite(*losses: float) -> None:
+    """Raise `UserError` unless all of them are."""
+    if not all(map(math.isfinite, losses)):
+        raise UserError("the loss is not finite; try a lower --lr")
 
 
 def fit(net: nn.Module, loss: Loss, steps: int, lr: float) -> None:
@@ -94,7 +86,8 @@ def fit(net: nn.Module, loss: Loss, steps: int, lr: float) -> None:
     optimiser = torch.optim.Adam(net.parameters(), lr, fused=True)
     net.train()
     for step in range(1, steps + 1):
-        step_of(optimiser, loss, step, steps, lr)
+        decay(optimiser, lr, step, steps)
+        descend(optimiser, {"loss": loss(step)}, finite)
     net.eval().requires_grad_(False)
 
 
@@ -124,32 +117,17 @@ def train(work: Work, options: RunOptions, preset: str = "") -> Path:
 
     start = run.goes_on({"net": net}, optimiser)
 
-    net.train()
-    with run.guard():
-        seen, since = 0, time.monotonic()
-        for step in run.steps(start, work.steps):
-            with device.autocast():
-                value = step_of(optimiser, work.loss, step, work.steps, config.lr)
-            seen += config.batch
+    def step_of(step: int) -> dict[str, float]:
+        decay(optimiser, config.lr, step, work.steps)
+        with device.autocast():
+            loss = work.loss(step)
+        return descend(optimiser, {"loss": loss}, partial(run.check, step))
 
-            # Once in a while: a test, a line, a checkpoint.
-            ended = step == work.steps
-            telling, testing, saving = (
-                step % every == 0 or ended
-                for every in (config.log_every, config.test_every, config.save_every)
-            )
-            found = {"loss": value}
-            if testing:
-                found |= examine(work)
-            if telling or testing:
-                run.log(step, **found)
-                speed = seen / max(time.monotonic() - since, 1e-9)
-                told = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
-                run.say(
-                    f"{step}/{work.steps}  {told}  {speed:,.0f} images/s  {run.eta(step, work.steps, start)}"
-                )
-            if saving or run.last:
-                run.save(step, {"net": net.state_dict()}, {"optimiser": optimiser.state_dict()}, config.keep)
+    net.train()
+    look = partial(examine, work)
+    go_through(
+        run, config, optimiser, start, work.steps, step_of, look, lambda: {"net": net.state_dict()}, "images"
+    )
     if run.main:
         net.eval().requires_grad_(False)
         size = config.adapt_batch

@@ -1,9 +1,9 @@
 """`ittt train`: one function from a configuration to a run folder, with four rows of errors at the end."""
 
-import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ from ittt.config import TrainConfig
 from ittt.data import Rows, Scale
 from ittt.guard import Calibration, harmless_lr
 from ittt.inject import extra_inputs
+from ittt.loop import descend, go_through
 from ittt.model import ITTT
 from ittt.networks import Perceptron
 from ittt.settings import Settings
@@ -65,41 +66,17 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
 
     start = run.goes_on({"net": net, "plain": plain}, optimiser)
 
-    with run.guard():
-        seen, since = 0, time.monotonic()
-        for step in run.steps(start, config.steps):
-            # One step of both networks on the same rows.
-            x, y = (part.to(device.device) for part in data.batch(rows, config, step))
-            optimiser.zero_grad(set_to_none=True)
-            loss = net.loss(x, y, data.mask(config, step))
-            other = F.mse_loss(plain(x), y)
-            (loss + other).backward()
-            parallel.average_gradients([*net.parameters(), *plain.parameters()])
-            both = parallel.average(torch.stack([loss.detach(), other.detach()])).tolist()
-            run.check(step, *both)
-            optimiser.step()
-            seen += config.batch
+    def step_of(step: int) -> dict[str, float]:
+        """One step of both networks on the same rows."""
+        x, y = (part.to(device.device) for part in data.batch(rows, config, step))
+        losses = {"zigzag": net.loss(x, y, data.mask(config, step)), "plain": F.mse_loss(plain(x), y)}
+        return descend(optimiser, losses, partial(run.check, step))
 
-            # Once in a while: a test, a line, a checkpoint.
-            ended = step == config.steps
-            telling, testing, saving = (
-                step % every == 0 or ended
-                for every in (config.log_every, config.test_every, config.save_every)
-            )
-            found = dict(zip(("zigzag", "plain"), both, strict=True))
-            if testing:
-                found |= examine(net, plain, rows)
-            if telling or testing:
-                run.log(step, **found)
-                speed = seen / max(time.monotonic() - since, 1e-9)
-                told = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
-                run.say(
-                    f"{step}/{config.steps}  {told}  {speed:,.0f} rows/s  "
-                    f"{run.eta(step, config.steps, start)}"
-                )
-            if saving or run.last:
-                groups = {"net": net.state_dict(), "plain": plain.state_dict(), "scale": vars(rows.scale)}
-                run.save(step, groups, {"optimiser": optimiser.state_dict()}, config.keep)
+    def weights() -> dict[str, Any]:
+        return {"net": net.state_dict(), "plain": plain.state_dict(), "scale": vars(rows.scale)}
+
+    look = partial(examine, net, plain, rows)
+    go_through(run, config, optimiser, start, config.steps, step_of, look, weights, "rows")
     if run.main:
         told = table(errors(net, plain, rows, settings_of(net, rows, config, run)), config)
         run.say(told)
