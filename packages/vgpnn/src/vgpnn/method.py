@@ -14,9 +14,7 @@ sigma       standard deviation of the noise on x_0; values are in [-1, 1]       
 Used by `tasks`. The pyramid is in `pyramid`, searches in `search`, votes in `folding`. No input or output.
 """
 
-import ctypes
 import math
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -29,6 +27,7 @@ from paperkit import UserError, rng
 from torch import Tensor
 
 from vgpnn.folding import fold
+from vgpnn.memory import give_back
 from vgpnn.pyramid import VALID, Scale, Settings, Shape, Source, enlarge, enlarge_loop, shape_of, shrink
 from vgpnn.search import Found, Matcher, decide, matcher
 
@@ -154,15 +153,8 @@ def passes(
         videos, fields, distances = (list(each) for each in zip(*done, strict=True))
         state = State(n, videos, fields, distances, time.monotonic() - since, search.kind)
         del search, done, videos, fields, distances
-        _give_back()
+        give_back()
         yield state
-
-
-def _give_back() -> None:
-    """Return memory that a level no longer uses to the system: glibc keeps blocks below 32 MiB otherwise."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
 
 
 def solve(problem: Problem, state: State | None = None) -> list[Output]:

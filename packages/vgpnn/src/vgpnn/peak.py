@@ -5,13 +5,13 @@ peak in MiB, the peak before it (after imports, compilation and a tiny run), and
 """
 
 import math
-import resource
 import sys
 import time
 from collections import deque
 from dataclasses import replace
 
 import torch
+from paperkit.timing import peak_mib
 
 from vgpnn import tasks
 from vgpnn.method import Problem, State, grid_of, passes
@@ -37,19 +37,13 @@ def before_last(problem: Problem) -> State:
     return State(n, [problem.source.weighted[n]], [field], [field[:1].float()])
 
 
-def peak() -> float:
-    """Largest resident memory so far, in MiB (Linux counts KiB, macOS bytes)."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
 def main(words: list[str]) -> None:
     """Warm up, run, print."""
     frames, height, width, memory = map(int, words[:4])
     call((5, 20, 24), memory, words[4])
-    before, since = peak(), time.perf_counter()
+    before, since = peak_mib(), time.perf_counter()
     call((frames, height, width), memory, words[4])
-    print(peak(), before, time.perf_counter() - since)
+    print(peak_mib(), before, time.perf_counter() - since)
 
 
 if __name__ == "__main__":
