@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from ittt import bench, timing
+from ittt import bench
 from ittt.cli import main
 
 CPU = torch.device("cpu")
@@ -25,13 +25,6 @@ def test_instances_agree_with_the_loop(kind):
     ours, against = calls["ours"](), calls["against"]()
     close = (ours.prediction - against.prediction).abs() < (1e-5 if kind == "stacked" else 1e-3)
     assert float(close.float().mean()) > 0.9  # rank-one: Adam's eps is 0, which tiny gradients feel
-
-
-def test_calls_take_turns():
-    told = []
-    times = timing.in_turns({"a": lambda: told.append("a"), "b": lambda: told.append("b")}, 3, CPU)
-    assert [len(values) for values in times.values()] == [3, 3]
-    assert told.count("a") > 3
 
 
 def test_record_is_written_and_peak_is_measured(tmp_path):

@@ -6,9 +6,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from paperkit import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 Call = Callable[[], object]
 WARM = 3
@@ -34,6 +39,15 @@ def in_turns(
         for name, call in calls.items():
             times[name].append(_seconds(call, counts[name], wait, clock))
     return times
+
+
+def waiting(device: "torch.device") -> Call:
+    """A call that returns when the device has done what it was given."""
+    if device.type != "cuda":
+        return lambda: None
+    import torch
+
+    return partial(torch.cuda.synchronize, device)
 
 
 def _seconds(call: Call, count: int, wait: Call, clock: Callable[[], float]) -> float:
@@ -64,8 +78,18 @@ def in_own_process(code: str, *words: str) -> float:
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 
-def growth_mib(call: Call) -> float:
-    """Memory in MiB that a call needs at its peak, on top of what this process holds before it (Linux)."""
+def growth_mib(call: Call, device: "torch.device | None" = None) -> float:
+    """Memory in MiB that a call needs at its peak, on top of what is held before it.
+
+    Of a CUDA device what torch allocates there, else of this process (Linux).
+    """
+    if device is not None and device.type == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     call()

@@ -11,7 +11,7 @@ Aims stand here and were fixed before anything was timed. Nothing of the other c
 
 import copy
 import importlib
-import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -23,14 +23,13 @@ import numpy as np
 import torch
 from paperkit import UserError, reproduction, results, rng
 from paperkit.device import choose
+from paperkit.timing import Call, growth_mib, in_turns, waiting
 from torch import nn
 
 from flexpredict import data, masks, method
 from flexpredict.config import STOP_VITB16, BenchConfig, PositionConfig, TrainConfig
 from flexpredict.train import build, groups, hidden, objective
 
-Call = Callable[[], object]
-WARM = 2
 PEER = "facebookresearch/ijepa"
 GRID = (14, 14)
 
@@ -46,8 +45,8 @@ def _run(config: BenchConfig, name: str) -> Path:
     make, claim, what, target, against = CASES[name]
     calls = make(config, device)
     since = time.monotonic()
-    times = _in_turns(calls, config.repeats, device)
-    peaks = {side: _peak(call, device) for side, call in calls.items()}
+    times = in_turns(calls, config.repeats, wait=waiting(device))
+    peaks = {side: growth_mib(call, device) for side, call in calls.items()}
     target = 1.3 if name == "step" and device.type == "cuda" else target
     beside = f"{against}{_commit(config.peer)}" if config.peer and "peer" in against else against
     words = f"--repeats {config.repeats} --batch {config.batch} --threads {config.threads}"
@@ -71,52 +70,7 @@ def _ratio(record: dict[str, Any]) -> str:
     return "" if record["ratio"] is None else f", ratio {record['ratio']:.3f}, target {record['target']:.3f}"
 
 
-def _in_turns(calls: dict[str, Call], repeats: int, device: torch.device) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {side: [] for side in calls}
-    for round_ in range(WARM + repeats):
-        for side, call in calls.items():
-            seconds = _seconds(call, device)
-            if round_ >= WARM:
-                times[side].append(seconds)
-    return times
-
-
-def _seconds(call: Call, device: torch.device) -> float:
-    _wait(device)
-    since = time.perf_counter()
-    call()
-    _wait(device)
-    return time.perf_counter() - since
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _peak(call: Call, device: torch.device) -> float:
-    """MiB at the peak of one call: of the GPU, or of this process beyond what it held before (Linux)."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        call()
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    before = _status("VmRSS")
-    call()
-    return max(0, _status("VmHWM") - before) / 2**10
-
-
-def _status(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
-
-
 def _commit(peer: str) -> str:
-    import subprocess
-
     done = subprocess.run(
         ["git", "-C", peer, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )

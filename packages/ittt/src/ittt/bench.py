@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from paperkit import UserError, reproduction, results
 from paperkit.device import choose
+from paperkit.timing import Call, growth_mib, in_own_process, in_turns, median_ms, waiting
 from torch import Tensor, nn
 
 from ittt.adapt import look
@@ -27,7 +28,6 @@ from ittt.inject import extra_inputs
 from ittt.model import ITTT
 from ittt.networks import Perceptron
 from ittt.settings import Settings
-from ittt.timing import Call, in_turns, median, peak_mib
 
 BARE = Settings(steps=3, lr=1e-3, rollback=False, measure=False)
 """What torch-ttt does: three steps, and a prediction after them."""
@@ -62,16 +62,32 @@ def bench(config: BenchConfig) -> list[Path]:
     return written
 
 
+ROUND = 0.02
+"""Seconds that a call is repeated for within a round: the calls of tiny networks take a millisecond."""
+MEASURED = "import sys; from ittt.bench import print_growth; print_growth(*sys.argv[1:])"
+
+
+def print_growth(side: str, name: str, label: str, device: str, threads: str) -> None:
+    """Print the memory in MiB that a side of a case needs beyond its process and networks, once warm."""
+    torch.set_num_threads(int(threads))
+    place = choose(device, "fp32").device
+    call = CASES[name][label].calls(place)[side]
+    call()
+    call()
+    print(growth_mib(call, place))
+
+
 def _run(config: BenchConfig, name: str, label: str, case: Case, device: torch.device) -> Path:
     print(f"ittt bench {name} --cases {label}", flush=True)
     since = time.monotonic()
-    times = in_turns(case.calls(device), config.repeats, device)
+    times = in_turns(case.calls(device), config.repeats, ROUND, waiting(device))
     rest = {
         side: values
         for side, values in times.items()
         if side not in ("ours", "against", *PARTS) and not side.startswith(LARGE)
     }
-    peaks = {side: peak_mib(name, label, side, config) for side in ("ours", "against")}
+    words = (name, label, config.device, str(config.threads))
+    peaks = {side: in_own_process(MEASURED, side, *words) for side in ("ours", "against")}
     suffix = "" if device.type == "cpu" else f"-{device.type}"
     words = f"--cases {label} --repeats {config.repeats} --threads {config.threads}"
     words += f" --device {config.device}" if suffix else ""
@@ -88,24 +104,31 @@ def _run(config: BenchConfig, name: str, label: str, case: Case, device: torch.d
     return path
 
 
+def at_large(times: dict[str, list[float]]) -> float:
+    """A step's time over a plain forward pass's, at the large batch."""
+    return median_ms(times[f"{LARGE}, one step"]) / median_ms(times[f"{LARGE}, forward"])
+
+
 def _details(name: str, times: dict[str, list[float]], rest: Any, peaks: dict[str, float]) -> dict[str, Any]:
-    base = median(times["against"])
+    base = median_ms(times["against"])
     found: dict[str, Any] = {
-        "median_ms": {side: median(values) for side, values in times.items()},
-        "ratios": {side: base / median(values) for side, values in {"ours": times["ours"], **rest}.items()},
+        "median_ms": {side: median_ms(values) for side, values in times.items()},
+        "ratios": {
+            side: base / median_ms(values) for side, values in {"ours": times["ours"], **rest}.items()
+        },
     }
     if name == "cost":
         found["cost"] = {side: 1 / ratio for side, ratio in found["ratios"].items()}
         found["memory"] = peaks["ours"] / peaks["against"] if peaks["against"] else None
         found["paper"] = TABLES_2_TO_5
-        found["parts_in_plain_forward_passes"] = {part: median(times[part]) / base for part in PARTS}
-        found[f"cost_at_{LARGE}"] = median(times[f"{LARGE}, one step"]) / median(times[f"{LARGE}, forward"])
+        found["parts_in_plain_forward_passes"] = {part: median_ms(times[part]) / base for part in PARTS}
+        found[f"cost_at_{LARGE}"] = at_large(times)
     return found
 
 
 def _why(name: str, label: str, target: float, times: dict[str, list[float]]) -> str:
     """What is known where the target is missed."""
-    if median(times["against"]) >= target * median(times["ours"]):
+    if median_ms(times["against"]) >= target * median_ms(times["ours"]):
         return ""
     if (name, label) == ("torch-ttt", "conv"):
         return (
@@ -113,11 +136,11 @@ def _why(name: str, label: str, target: float, times: dict[str, list[float]]) ->
             "gradient in F), and what comes before the signal is computed once a batch: no more to save."
         )
     if name == "cost":
-        base = median(times["against"])
-        parts = [f"{part} {median(times[part]) / base:.1f}" for part in PARTS]
-        whole = median(times["ours"]) / base
-        rest = whole - sum(median(times[part]) / base for part in PARTS)
-        large = median(times[f"{LARGE}, one step"]) / median(times[f"{LARGE}, forward"])
+        base = median_ms(times["against"])
+        parts = [f"{part} {median_ms(times[part]) / base:.1f}" for part in PARTS]
+        whole = median_ms(times["ours"]) / base
+        rest = whole - sum(median_ms(times[part]) / base for part in PARTS)
+        large = at_large(times)
         why = "; the difference is PyTorch's time per call on small tensors" if large < 0.8 * whole else ""
         return (
             f"Of {whole:.1f} plain forward passes: {', '.join(parts)}, checks and the report {rest:.1f}. "
