@@ -146,7 +146,9 @@ def test_train_evaluate_and_adapt(capsys):
     for i, x in enumerate(faces.load(SMALL).outside.x[:3]):
         images.write(Path(f"faces/{i}.png"), x, 0.0, 1.0)
     assert main(["adapt", "faces", "--run", "run", "--adapt.steps", "1"]) == 0
-    assert "3 images" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "no harm: learning rate" in said
+    assert "3 images" in said
     with open("adapted.csv") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["image"] for row in rows] == ["0.png", "1.png", "2.png"]

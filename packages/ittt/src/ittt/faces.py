@@ -158,6 +158,7 @@ class FaceWork(Work):
     """The faces of a configuration and the network that learns from them."""
 
     metric = "mean absolute error in years"
+    best = 0.0
 
     def __init__(self, config: FacesConfig):
         self.config, self.parts = config, load(config)

@@ -16,7 +16,7 @@ from paperkit.run import Run, RunOptions
 from torch import Tensor, nn
 
 from ittt.baselines import method
-from ittt.guard import Calibration
+from ittt.guard import Calibration, harmless_lr
 from ittt.images import ROWS, SUBTITLE, TITLE, batches, parameters
 from ittt.loop import decay, descend, go_through
 from ittt.model import ITTT
@@ -40,6 +40,8 @@ class Work(ABC):
     """Held-out inputs and labels: for tests while training; the inputs also for calibration."""
     metric: str
     """What `score` is, with its unit."""
+    best: float
+    """The score of a perfect prediction."""
 
     @abstractmethod
     def loss(self, step: int) -> Float[Tensor, ""]:
@@ -63,6 +65,16 @@ class Work(ABC):
             return None
         parts = self.clean[0].to(self.net.neutral.device).split(100)
         return self.net.calibrate(parts, "batch" if settings.norm == "batch" else "eval")
+
+    def without_harm(self, settings: Settings, size: int) -> Settings:
+        """The settings with the learning rate of the no-harm rule, for batches of `size` (0: all inputs)."""
+
+        def error(prediction: Tensor, y: Tensor) -> Float[Tensor, " n"]:
+            return (self.score(prediction.cpu(), y) - self.best).abs()
+
+        x, y = self.clean
+        parts = zip(x.to(self.net.neutral.device).split(size or len(x)), y.split(size or len(y)), strict=True)
+        return replace(settings, lr=harmless_lr(self.net, list(parts), settings, error))
 
     def measured(self, name: str, settings: Settings, size: int) -> dict[str, float]:
         """Condition -> mean score of a method on the test inputs, in batches of `size`."""

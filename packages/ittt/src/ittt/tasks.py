@@ -72,7 +72,11 @@ def adapt(config: AdaptConfig) -> list[dict[str, Any]]:
     folder = Path(config.rows)
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: this run adapts to the image files of one")
-    return restored(config.run).adapt(folder, Path(config.out), config.batch, config.adapt)
+    work, settings = restored(config.run), config.adapt
+    if config.no_harm:
+        settings = work.without_harm(settings, config.batch)
+        print(f"no harm: learning rate {settings.lr:g}")
+    return work.adapt(folder, Path(config.out), config.batch, settings)
 
 
 def evaluate(config: EvaluateConfig) -> Path:
