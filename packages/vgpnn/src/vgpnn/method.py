@@ -94,13 +94,13 @@ class Problem:
                 f"{'x'.join(map(str, self.settings.patch))}: ask for a larger one"
             )
         for n in range(self.levels):
-            for side, size in zip(self.patch_at(n), shape_of(self.source.weighted[n]), strict=True):
+            for side, size in zip(self.patch_at(n), self.source.shape_at(n), strict=True):
                 if side > size:
                     raise UserError(f"level {n} of the source is smaller than a patch: use a smaller patch")
         level = self.source.keyless([self.patch_at(n) for n in range(self.levels)])
         if level is not None:
             raise UserError(
-                f"no patch of level {level} ({'x'.join(map(str, shape_of(self.source.weighted[level])))}) "
+                f"no patch of level {level} ({'x'.join(map(str, self.source.shape_at(level)))}) "
                 "lies outside the mask: take a larger coarsest level (--least-side) or a smaller hole"
             )
 
@@ -166,8 +166,7 @@ def solve(problem: Problem, state: State | None = None) -> list[Output]:
 def outputs(problem: Problem, state: State) -> list[Output]:
     """The videos of a state with the places of their patches in that level of the source."""
     patch = problem.patch_at(state.level)
-    source = shape_of(problem.source.weighted[state.level])
-    grid = grid_of(source, patch)
+    grid = grid_of(problem.source.shape_at(state.level), patch)
     return [
         Output(video, places_of(index, grid), distance)
         for video, index, distance in zip(state.videos, state.fields, state.distances, strict=True)
@@ -225,7 +224,12 @@ class _Level:
     def __init__(self, problem: Problem, n: int, make: Callable[..., Matcher] = matcher) -> None:
         self.problem, self.n, self.settings, self.make = problem, n, problem.settings, make
         self.shape, self.patch = problem.shape_at(n), problem.patch_at(n)
-        self.values = problem.source.sharp(n)[0]
+        self.values, self.valid = problem.source.sharp(n)
+        self.known: tuple[Tensor, Tensor] | None = None
+        """What is put back after every step, and where it is not."""
+        if problem.known is not None:
+            whole, hole = problem.known
+            self.known = whole.sharp(n)[0], hole_at(hole, whole.scales[n], self.shape)
         self.grid = grid_of(shape_of(self.values), self.patch)
         self.steps = self.settings.steps_at(n, problem.levels, self.shape)
         self.kind = ""
@@ -256,7 +260,7 @@ class _Level:
         make = enlarge_loop if self.problem.loop else enlarge
         y = make(before.videos[k], factors, self.shape)
         patch = self.problem.patch_at(self.n - 1)
-        keys = grid_of(shape_of(self.problem.source.weighted[self.n - 1]), patch)
+        keys = grid_of(self.problem.source.shape_at(self.n - 1), patch)
         own = self.shape if not self.problem.loop else (self.shape[0] + self.patch[0] - 1, *self.shape[1:])
         return y, finer_field(before.fields[k], keys, grid_of(own, self.patch), self.grid, factors)
 
@@ -267,9 +271,8 @@ class _Level:
             query = torch.cat([query, query[:, : self.patch[0] - 1]], 1)
         found = self._search(name).search(query, self.settings.alpha, index, draw)
         y = self._vote(found.index)
-        if self.problem.known is not None:
-            whole, hole = self.problem.known
-            y = put_back(y, whole.sharp(self.n)[0], hole_at(hole, whole.scales[self.n], self.shape))
+        if self.known is not None:
+            y = put_back(y, *self.known)
         return y, found
 
     def _query(self, y: Tensor, step: int) -> tuple[str, Tensor]:
@@ -285,9 +288,8 @@ class _Level:
 
     def _search(self, name: str) -> Matcher:
         if name not in self._searches:
-            keys, mask = (self.problem.source.blurred if "blurred" in name else self.problem.source.sharp)(
-                self.n
-            )
+            blurred = "blurred" in name
+            keys, mask = self.problem.source.blurred(self.n) if blurred else (self.values, self.valid)
             if "guide" in name and self.problem.guides is not None:
                 guides, scale = self.problem.guides, self.problem.source.scales[self.n]
                 guide = shrink(guides.source, scale, shape_of(keys)) * guides.weight

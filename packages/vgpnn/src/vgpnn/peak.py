@@ -32,9 +32,10 @@ def call(shape: Shape, memory: int, part: str) -> None:
 def before_last(problem: Problem) -> State:
     """The source itself one level below the finest, each patch matched with any."""
     n = problem.levels - 2
-    grid = grid_of(shape_of(problem.source.weighted[n]), problem.patch_at(n))
+    video = problem.source.sharp(n)[0]
+    grid = grid_of(shape_of(video), problem.patch_at(n))
     field = torch.randperm(math.prod(grid), generator=torch.Generator().manual_seed(0)).view(grid)
-    return State(n, [problem.source.weighted[n]], [field], [field[:1].float()])
+    return State(n, [video], [field], [field[:1].float()])
 
 
 def main(words: list[str]) -> None:

@@ -176,13 +176,15 @@ def enlarge_loop(
 class Source:
     """A source's pyramid, coarsest first; with a mask, x m and m are resampled together, so that no masked
     voxel leaks in: level n is (x m)_n / m_n, and 0 where m_n is below 1/2.
+
+    Levels are made when asked for, so that none but those of the present step are in memory.
     """
 
     scales: list[Scale]
-    weighted: list[Tensor]
-    """(x m)_n, or x_n without a mask."""
-    weight: list[Tensor] | None
-    """m_n (1, t, h, w)."""
+    shown: Float[Tensor, "c t h w"]
+    """x m, or x without a mask, at full size."""
+    share: Float[Tensor, "1 t h w"] | None = None
+    """m."""
 
     @classmethod
     def of(
@@ -192,30 +194,35 @@ class Source:
         mask: Bool[Tensor, "t h w"] | None = None,
     ) -> "Source":
         """The pyramid of x; `mask` is True where x may be used."""
-        levels = scales(shape_of(x), settings)
         m = None if mask is None else mask[None].to(x)
-        shown = x if m is None else x * m
-        return cls(levels, _pyramid(shown, levels), None if m is None else _pyramid(m, levels))
+        return cls(scales(shape_of(x), settings), x if m is None else x * m, m)
+
+    def shape_at(self, n: int) -> Shape:
+        """Shape of level n."""
+        return self.scales[n].of(shape_of(self.shown))
 
     def sharp(self, n: int) -> tuple[Float[Tensor, "c t h w"], Bool[Tensor, "t h w"] | None]:
         """x_n and which of its voxels may be keys."""
-        return _share(self.weighted[n], None if self.weight is None else self.weight[n])
+        return _shared(self._at(self.shown, n), None if self.share is None else self._at(self.share, n))
 
     def blurred(self, n: int) -> tuple[Float[Tensor, "c t h w"], Bool[Tensor, "t h w"] | None]:
         """k_n and which of its voxels may be keys: those valid at this level and at the coarser one."""
         if n == 0:
             return self.sharp(0)
-        factors, shape = self.scales[n].over(self.scales[n - 1]), shape_of(self.weighted[n])
-        image = enlarge(self.weighted[n - 1], factors, shape)
-        if self.weight is None:
+        factors, shape = self.scales[n].over(self.scales[n - 1]), self.shape_at(n)
+        image = enlarge(self._at(self.shown, n - 1), factors, shape)
+        if self.share is None:
             return image, None
-        image, mask = _share(image, enlarge(self.weight[n - 1], factors, shape))
+        image, mask = _shared(image, enlarge(self._at(self.share, n - 1), factors, shape))
         fine = self.sharp(n)[1]
         return image, None if mask is None or fine is None else mask & fine
 
+    def _at(self, x: Tensor, n: int) -> Tensor:
+        return shrink(x, self.scales[n], self.shape_at(n))
+
     def keyless(self, patches: Sequence[Shape]) -> int | None:
         """The first level without any patch that may be a key."""
-        for n, patch in enumerate(patches if self.weight is not None else ()):
+        for n, patch in enumerate(patches if self.share is not None else ()):
             mask = self.blurred(n)[1]
             if mask is not None and not bool((F.max_pool3d((~mask)[None].float(), patch, 1) == 0).any()):
                 return n
@@ -227,11 +234,7 @@ def shape_of(x: Tensor) -> Shape:
     return x.shape[1], x.shape[2], x.shape[3]
 
 
-def _pyramid(x: Tensor, levels: Sequence[Scale]) -> list[Tensor]:
-    return [shrink(x, scale, scale.of(shape_of(x))) for scale in levels]
-
-
-def _share(image: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _shared(image: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
     if weight is None:
         return image, None
     return torch.where(weight > 0.5, image / weight.clamp(min=0.5), 0), weight[0] >= VALID

@@ -27,7 +27,7 @@ from vgpnn import clips, video
 from vgpnn.config import Common
 from vgpnn.method import Output, Problem, State, passes
 from vgpnn.provenance import colours, same_place, voxel_places
-from vgpnn.pyramid import Settings, Shape, shape_of
+from vgpnn.pyramid import Settings, Shape
 from vgpnn.search import Schedule
 from vgpnn.tasks import Task, settings_for
 from vgpnn.video import Clip, to_frames, to_unit
@@ -134,7 +134,7 @@ class Session:
     def describe(self, problem: Problem) -> None:
         """What will be done, in a line."""
         s, n = problem.settings, problem.levels
-        source = shape_of(problem.source.weighted[-1])
+        source = problem.source.shape_at(problem.levels - 1)
         self.note(
             f"{by(source)} -> {by(problem.shape)}, {n} levels from {by(problem.shape_at(0))}, ratios "
             f"{s.ratio_time:g} and {s.ratio_space:g}, patch {by(s.patch)}, {s.steps} searches per level, "

@@ -378,4 +378,4 @@ def _source_by(content: Tensor, style: Tensor, settings: Settings) -> Source:
             f"the style is {'x'.join(map(str, least))} at the coarsest level, smaller than a patch of "
             f"{'x'.join(map(str, settings.patch))}: give a longer or larger style, or a larger coarsest level"
         )
-    return Source(levels, [shrink(style, s, s.of(shape_of(style))) for s in levels], None)
+    return Source(levels, style)
