@@ -231,17 +231,16 @@ class CompiledWalk(Walk):
         _unpack_all(found.numpy(), self._shapes[1])
         return found
 
-    def scores(self, i, j):
-        """Takes j as the whole field, packed, and scores it (`start` asks for nothing else)."""
-        self.field = j.clone()
-        score, field = np.empty(len(j), self._videos[0].dtype), self.field.numpy()
+    def scored(self):
+        """The scores of the field, which has packed places from here on."""
+        score, field = np.empty(self.count, self._videos[0].dtype), self.field.numpy()
         _pack_all(field, self._shapes[1])
 
         def run(start: int, stop: int) -> None:
             _scores(*self._videos, *self._shapes, field, score, start, stop)
 
-        parallel(len(j), CHUNK, torch.get_num_threads(), run)
-        self.compared += len(j)
+        parallel(self.count, CHUNK, torch.get_num_threads(), run)
+        self.compared += self.count
         return torch.from_numpy(score)
 
     def attempt(self, number: int, kind: int, axis: int, step: int, radius: int) -> None:

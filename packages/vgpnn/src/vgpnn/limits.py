@@ -72,12 +72,11 @@ def kernels(problem: Problem, state: State) -> Work:
     walk = CompiledWalk(
         Patches(end.videos[0], patch), Patches(values, patch), None, None, s.schedule, 0, s.memory
     )
-    number = torch.arange(walk.count)
-    drawn, found = below(bits(0, 0, number), walk.keys), end.fields[0].flatten()
+    drawn, found = below(bits(0, 0, torch.arange(walk.count)), walk.keys), end.fields[0].flatten()
     count = float(walk.count * walk.numbers)
     return {
-        "patches, a sample's field": (lambda: walk.scores(number, found), count),
-        "patches, keys at random": (lambda: walk.scores(number, drawn), count),
+        "patches, a sample's field": (lambda: walk.start(found), count),
+        "patches, keys at random": (lambda: walk.start(drawn), count),
     }
 
 

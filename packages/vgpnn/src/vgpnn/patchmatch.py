@@ -147,15 +147,18 @@ class Walk:
 
     def start(self, guess: Int64[Tensor, "q"] | None) -> None:
         """A key drawn at random for each query, or the guess where it may be one."""
-        position = torch.arange(self.count, device=self.a.device)
-        if guess is None:
-            drawn = self._any(bits(self.key, 0, position))
-        elif self.valid is None:
-            drawn = guess
-        else:
-            drawn = torch.where(self.valid[guess], guess, self._any(bits(self.key, 0, position)))
-        self.field = drawn.clone()
-        self.score = self.scores(position, self.field)
+        self.field = self._first(guess)
+        self.score = self.scored()
+
+    def _first(self, guess: Tensor | None) -> Tensor:
+        if guess is not None and self.valid is None:
+            return guess.clone()
+        drawn = self._any(bits(self.key, 0, torch.arange(self.count, device=self.a.device)))
+        return drawn if guess is None or self.valid is None else torch.where(self.valid[guess], guess, drawn)
+
+    def scored(self) -> Float[Tensor, "q"]:
+        """The scores of the field."""
+        return self.scores(torch.arange(self.count, device=self.a.device), self.field)
 
     def _any(self, drawn: Tensor) -> Tensor:
         if self.slots is None:

@@ -223,7 +223,7 @@ def ablations(config: ReproduceConfig) -> dict[str, Any]:
 
 
 SIZES = ((13, 72, 128), (13, 144, 256), (30, 360, 640))
-LARGE = (30, 540, 960)
+LARGE = (50, 1080, 1920)
 """Of this size the finest level alone is run: all levels of Full HD take hours on two cores."""
 
 
