@@ -222,6 +222,7 @@ def _limit(config: BenchConfig, case: Case) -> dict[str, Any]:
         "details": {
             "element_comparisons_per_s": rates,
             "share_of_the_loop_in_the_cache": {name: rate / rates[best] for name, rate in rates.items()},
+            "bytes_per_s_from_memory": 8 * rates["straight loop, from memory"],
             "note": "searches: all candidates (PatchMatch) or all pairs (exact) counted whole, so that what "
             "is skipped or given up early counts as speed; multiply-adds: a matrix product, one per element",
         },

@@ -36,10 +36,11 @@ def compiled(function: Callable) -> Callable:
 
 @compiled
 def _straight(a, b, start, stop):
-    """Element comparisons from start to stop."""
-    total = a[0] - a[0]
-    for k in range(start, stop):
-        apart = a[k] - b[k]
+    """Element comparisons from start to stop; from slices, as a loop from a start is not vectorised."""
+    one, two = a[start:stop], b[start:stop]
+    total = one[0] - one[0]
+    for k in range(len(one)):
+        apart = one[k] - two[k]
         total += apart * apart
     return total
 
