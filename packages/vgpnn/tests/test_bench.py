@@ -127,6 +127,7 @@ def test_exact_writes_every_size_and_the_worst_for_auto(tmp_path, monkeypatch, c
     record = json.loads(path.read_text())
     assert record["ratio"] == pytest.approx(0.5)  # 10,000 keys: auto is exact, 1 s against 0.5 s
     assert not record["holds"]
+    assert "At 10000 keys auto takes exact" in record["explanation"]
     crossing = record["details"]["cross_over_keys"]
     assert crossing == round(5000 * 2 ** (math.log(2) / math.log(4)))
     assert "--switch KEYS" in capsys.readouterr().out
