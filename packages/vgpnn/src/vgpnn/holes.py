@@ -90,10 +90,10 @@ def box(x: Tensor) -> Bool[Tensor, "t h w"]:
 
 
 def other_ways(x: Tensor, hole: Tensor) -> dict[str, Settings]:
-    """Tried beside the default: the hole narrower at the coarsest level, and one search there."""
+    """Tried beside the default: the hole narrower at the coarsest level, and five searches there."""
     base = tasks.settings_for_hole(shape_of(x), hole)
     deeper = replace(base, least_side=max(base.patch[1], round(base.least_side / tasks.HOLE_PATCHES)))
-    return {"hole of one patch": deeper, "one search at the coarsest level": replace(base, coarse_steps=1)}
+    return {"hole of one patch": deeper, "five searches at the coarsest level": replace(base, coarse_steps=5)}
 
 
 def _case(x: Tensor) -> dict[str, Any]:

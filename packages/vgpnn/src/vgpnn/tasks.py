@@ -39,7 +39,7 @@ DEFAULTS: dict[str, Settings] = {
     "generate": Settings(),
     "loop": Settings(least_frames=9),  # in 3 frames there is one patch in time: all would become alike
     "retarget": Settings(least_side=40, coarse_steps=5),
-    "inpaint": Settings(coarse_steps=5),
+    "inpaint": Settings(),  # more searches at the coarsest level wash the cue out, and fill no better
     "analogy": Settings(
         ratio_time=0.9, ratio_space=0.9, least_side=20, patch=(3, 5, 5), steps=1, alpha=ALPHA,
         schedule=FIFTEEN,
