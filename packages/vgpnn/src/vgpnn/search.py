@@ -24,15 +24,15 @@ Window = tuple[int, int, int]
 
 SLACK = 0.1
 """How far beyond the nearest key the others are known, so that a patch that moves less need no new search."""
-SWITCH = {"cpu": 12_000, "cuda": 60_000, "mps": 12_000}
+SWITCH = {"cpu": 20_000, "cuda": 60_000, "mps": 20_000}
 """Most keys for which `auto` searches exactly, by kind of device; cuda and mps are not measured (spec 9.1).
 
 Measured once and shipped, not at the start of a run: a clip and a seed give one video on every machine. Whose
 `vgpnn bench exact` finds another cross-over sets it by `--switch`, and the run's configuration keeps it.
 
-How long the exact search takes hangs on how near the queries are to their keys: on a busy core, five searches
-of 28,000 keys took 4 s for an ordinary sample, of 33,000 keys 102 s for a loop's seam; PatchMatch takes
-about as long per key for either. Up to here the exact search is the quicker one, or costs seconds.
+How long the exact search takes hangs on how near the queries are to their keys: for an ordinary sample it is
+the quicker one up to some 27,000 keys (`bench exact`), but five searches of 33,000 keys took 102 s for a
+loop's seam on a busy core, and PatchMatch takes about as long per key for either. Hence below the cross-over.
 """
 
 
