@@ -19,7 +19,8 @@ def short():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tables, "EPOCHS", (1, 2))
         patch.setattr(digits, "EPOCHS", 1)
-        patch.delitem(protocol.GROUPS, "images")  # reading these sets takes seconds
+        for group in ("images", "graphs"):  # making these sets takes seconds
+            patch.delitem(protocol.GROUPS, group)
         for function in (tables.trials, tables.grid, digits.trials):
             function.cache_clear()
         yield
@@ -132,6 +133,18 @@ def test_no_harm_bounds_every_task_at_every_batch_size():
     assert record["statistic"] == 1 - max(bounds.values())
     kept = record["details"]["share_of_the_gain_kept"]["the paper's method"]
     assert set(kept["tasks"].values()) <= {1.0}
+
+
+def test_no_harm_tells_what_is_not_shown():
+    """Two cells above the bound: one whose mean is, and one that is only wide."""
+    harms = {"one, batch 8": [1.5, 1.6, 1.4], "two, batch 4": [-1.0, 0.0, 2.0]}
+    text = across.not_shown(harms, {"one": {8: (0.0, 1e-4, 1e-3)}, "two": {4: (0.0, 0.0, 1e-5)}})
+    first, second = text.split(";")[0:3:2]
+    assert "one, batch 8: +1.50" in first
+    assert "itself too large, higher for 3 of 3" in first
+    assert "2 of them adapted, at rates up to 0.001" in text
+    assert "two, batch 4: +0.33" in second
+    assert "small but unsure, higher for 1 of 3" in second
 
 
 def test_controls_have_a_verdict_for_every_group():

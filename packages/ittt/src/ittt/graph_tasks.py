@@ -1,0 +1,70 @@
+"""Airfoils and the stand-in for cars as tasks of the claims over every task.
+
+Their shift is one of labels: shapes better than any learned from (see `graph_claims`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache, partial
+
+from jaxtyping import Float
+from paperkit import UserError, reproduction
+from torch import Tensor
+
+from ittt import graphs
+from ittt.graph_claims import BATCHES, PAPER, RECIPES
+from ittt.protocol import Task, Trial
+from ittt.train import row_error
+
+SEEDS = 5
+"""At most so many networks of a task, as for images."""
+INSIDE, OUTSIDE = "inside", "outside"
+"""The levels: shapes from the range that is learned from, and beyond it."""
+
+
+def tasks() -> list[Task]:
+    """Those of the two sets whose shapes can be made here (airfoils need an extra of the package)."""
+    return [graph_task(name) for name in RECIPES if _at_hand(name)]
+
+
+def _at_hand(name: str) -> bool:
+    try:
+        graphs.load(RECIPES[name])
+    except UserError:
+        return False
+    return True
+
+
+def graph_task(name: str) -> Task:
+    """One set of shapes; the main number of them in a batch is the paper's largest."""
+    shapes, parts = graphs.load(RECIPES[name])
+    return Task(
+        name=name, group=name, data=f"{shapes.name}; {graphs.words_of_parts(parts)}",
+        trials=partial(trials, name), error=partial(missed, shapes.unit), unit="of the label",
+        clean=INSIDE, shifted=(OUTSIDE,), anchor=(), sizes=BATCHES[name][::-1], settings=PAPER,
+        stand_in=shapes.stand_in,
+    )  # fmt: skip
+
+
+def missed(
+    unit: float, predictions: Float[Tensor, "b 1"], labels: Float[Tensor, "b 1"]
+) -> Float[Tensor, " b"]:
+    """Absolute error of each shape in the labels' own units."""
+    return unit * row_error(predictions, labels)
+
+
+def trials(name: str, seeds: int) -> Sequence[Trial]:
+    """Networks of the seeds 0, 1, … (at most `SEEDS`) and their shapes."""
+    return [trial(name, seed) for seed in range(min(seeds, SEEDS))]
+
+
+@cache
+def trial(name: str, seed: int) -> Trial:
+    """The network of the claim about this set, trained by its recipe."""
+    config = replace(RECIPES[name], seed=seed)
+    trained = graphs.restored(reproduction.trained("ittt", config, graphs.train, "small"))
+    shapes, parts = graphs.load(config)
+    clean, inside, outside = (
+        (shapes.batch(rows), shapes.y[rows]) for rows in (parts.clean, parts.inside, parts.outside)
+    )
+    return Trial(trained.net, trained.plain, clean, {INSIDE: inside, OUTSIDE: outside})
