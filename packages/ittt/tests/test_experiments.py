@@ -19,9 +19,13 @@ CIRCUMSTANCES = {"paper": "ittt", "command": "uv run --package ittt ittt reprodu
 def short(monkeypatch):
     for module in (tables, online, sensitivity):
         monkeypatch.setattr(module, "EPOCHS", (1, 2))
+    monkeypatch.setattr(tables, "TEST_ROWS", 20)
     monkeypatch.setattr(audit, "EPOCHS", 1)
-    monkeypatch.setattr(audit, "BATCHES", (8,))
+    monkeypatch.setattr(audit, "BATCHES", (23,))
+    tables.rows_of.cache_clear()
     tables.trials.cache_clear()
+    yield
+    tables.rows_of.cache_clear()
 
 
 # ---- online
@@ -91,6 +95,22 @@ def test_sensitivity_judges_what_is_harmless_on_clean_rows(monkeypatch, tmp_path
     drawing = sensitivity.drawing(record["details"])
     assert drawing.count("<rect") == 1 + 4 * 2 * 4
     assert drawing.count('stroke="black"') == 2 * sum(map(len, record["details"]["harmless"].values()))
+
+
+def test_sensitivity_tells_how_far_above_and_why(monkeypatch):
+    monkeypatch.setattr(sensitivity, "NEUTRALS", (0.0, 50.0))
+    trained = {
+        ("diabetes", neutral): sensitivity.trials_of("diabetes", neutral, 2) for neutral in (0.0, 50.0)
+    }
+    above = [("neutral 50, 1 epochs", 2, 1e-3)]
+    causes = sensitivity.causes_of(above, trained)
+    assert list(causes) == [f"neutral {neutral}, 1 epochs, 2 x 0.001, diabetes" for neutral in (0, 50)]
+    cells = {"neutral 50, 1 epochs": {("clean", 2, 1e-3): [0.5, 0.7], ("shifted", 2, 1e-3): [1.0, 2.0]}}
+    text = sensitivity.why(cells, above, 10, causes)
+    assert text.startswith("9 of 10 settings")
+    assert "error +1.50 ± 0.50 % where entries are missing, 1.0 standard errors above the bound" in text
+    assert "+0.60 ± 0.10 % on clean rows" in text
+    assert "neutral 50, 1 epochs, 2 x 0.001, diabetes (aim" in text
 
 
 def test_picture_needs_a_result_file(monkeypatch, tmp_path, capsys):

@@ -20,18 +20,18 @@ FLAGS = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def drawn(monkeypatch, tmp_path):
-    """Three faces of every age whose brightness is their age."""
+def drawn(side: int):
+    """What opens three faces of every age whose brightness is their age."""
     ages = torch.arange(1, 100).repeat_interleave(3)
-    pixels = (ages * 2).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 64, 64).contiguous()
+    pixels = (ages * 2).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, side, side).contiguous()
     pixels = (pixels + torch.randint(0, 20, pixels.shape, generator=torch.Generator().manual_seed(0))).byte()
+    return lambda name, split: ArraySet(Facts(name, "none", split), pixels.numpy(), ages.numpy(), ())
 
-    def opened(name: str, split: str) -> ArraySet:
-        return ArraySet(Facts(name, "none", split), pixels.numpy(), ages.numpy(), ())
 
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(faces, "open_set", opened)
+    monkeypatch.setattr(faces, "open_set", drawn(64))
     faces._load.cache_clear()
     yield
     faces._load.cache_clear()
@@ -108,6 +108,7 @@ def test_levels_part_the_faces_out_of_range():
 
 
 def test_the_claim_is_a_record(monkeypatch):
+    monkeypatch.setattr(faces, "open_set", drawn(32))
     monkeypatch.setattr(face_claim, "RECIPE", replace(SMALL, train=32, inside=8, outside=24))
     monkeypatch.setattr(face_claim, "BATCHES", (16,))
     monkeypatch.setattr(face_claim, "harmless_lr", lambda *words: 1e-4)

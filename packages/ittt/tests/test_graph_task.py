@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import trimesh
-from ittt import Settings, across, airfoils, bodies, cli, graph_claims, graph_tasks, graphs, protocol
+from ittt import Settings, across, airfoils, bodies, cli, graph_claims, graph_tasks, graphs, page, protocol
 from ittt.airfoils import Foil
 from ittt.cli import main
 from ittt.graph_claims import Seeds, conditions, explained, reason
@@ -251,6 +251,17 @@ def test_evaluate_writes_every_method(run, capsys):
     assert found["mae"]["1"]["none"] == pytest.approx(found["mae"]["4"]["none"], rel=1e-3)
 
 
+def test_report_shows_shapes_by_level(foil_run, capsys):
+    assert main(["report", "--run", str(foil_run)]) == 0
+    words = Path(capsys.readouterr().out.strip()).read_text()
+    assert all(name in words for name in ("inside", "level 1", "level 4", "gap before"))
+    sheets = page.outlines([torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, 0.1]])], 33)
+    dots = [tuple(place) for place in (sheets[0, 0] == 0).nonzero().tolist()]
+    (top, middle), (low, left), (_, right) = dots
+    assert (left, middle, right) == (4, 16, 28)
+    assert low - top == 2  # a tenth of 24
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
@@ -363,7 +374,7 @@ def test_the_claim_is_a_record(figures, monkeypatch):
 def test_shapes_take_part_in_the_claims_over_every_task(run, monkeypatch):
     """Without safeguards the errors are those of an adapter in the paper's batches; no harm, its record."""
     monkeypatch.setitem(graph_tasks.RECIPES, "cars", SMOKE)
-    monkeypatch.setitem(graph_tasks.BATCHES, "cars", (1, 4))
+    monkeypatch.setitem(graph_tasks.BATCHES, "cars", (4, 2))
     monkeypatch.setattr(graph_tasks.reproduction, "trained", lambda *words: run)
     monkeypatch.setattr(protocol, "GROUPS", {"graphs": "ittt.graph_tasks:tasks"})
     monkeypatch.setattr(across, "GUARDS", {name: across.GUARDS[name] for name in KEPT})
@@ -382,7 +393,7 @@ def test_shapes_take_part_in_the_claims_over_every_task(run, monkeypatch):
         preset="none", **across.no_harm(2, ["cars"]),
     )  # fmt: skip
     assert results.check(record) == []
-    assert list(record["details"]["upper_ends"]) == ["cars, batch 4", "cars, batch 1"]
+    assert list(record["details"]["upper_ends"]) == ["cars, batch 4", "cars, batch 2"]
     assert protocol.tasks(["cars"]).keys() == {"cars"}
     assert not task.anchor
     graph_tasks.trial.cache_clear()

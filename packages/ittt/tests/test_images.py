@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from ittt import Settings, images
+from ittt import Settings, images, page
 from ittt.cli import about, main
 from ittt.corruptions import NAMES
 from ittt.image_config import CORRUPTIONS, IMAGES, ImageConfig
 from paperkit import UserError
+from paperkit.images import read
 from paperkit.run import RunOptions, checkpoints, load_checkpoint, read_metrics
 
 SMOKE = replace(IMAGES["smoke"][0], data="digits")
@@ -92,6 +93,19 @@ def test_run_folder_is_whole(run):
     log = (run / "log.txt").read_text()
     for words in images.ROWS.values():
         assert words in log
+
+
+def test_report_shows_every_severity(run, capsys):
+    assert main(["report", "--run", str(run)]) == 0
+    words = Path(capsys.readouterr().out.strip()).read_text()
+    assert all(f"gaussian {severity}" in words for severity in range(1, 6))
+    inputs = read(run / "samples" / "inputs.png")
+    assert inputs.shape[2] > 6 * 48  # clean and five severities
+    subject = page.of_images(run)
+    found = page.measured(subject, replace(subject.settings, lr=0.0))
+    net, pictures = images.restored(run)[0], images.load(SMOKE)
+    wrong = 100 * float(images.wrong(net(pictures.x_test), pictures.y_test).mean())
+    assert found["clean"].error_before == found["clean"].error_after == pytest.approx(wrong)
 
 
 def test_killed_run_ends_in_the_same_weights(run, monkeypatch):
