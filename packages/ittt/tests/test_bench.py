@@ -12,12 +12,18 @@ CPU = torch.device("cpu")
 
 
 def test_every_case_has_both_sides():
-    for cases in bench.CASES.values():
-        for case in cases.values():
+    for name, cases in bench.CASES.items():
+        for label, case in cases.items():
+            assert case.gpu == (name == "cost" and label in bench.RESNETS)
+            if label == "resnet50":
+                continue  # as resnet18, and too large for this machine
             calls = case.calls(CPU)
             assert {"ours", "against"} <= set(calls)
+            if case.gpu:
+                assert calls["against"]().shape == (2, 1000)
+                continue
             for side, call in calls.items():
-                assert (call() is None) == (side in bench.PARTS[:3])
+                assert (call() is None) == (side in (*bench.PARTS[:3], *bench.THEIRS))
 
 
 @pytest.mark.parametrize("kind", ["stacked", "rank-one"])
@@ -48,6 +54,18 @@ def test_record_is_written_and_peak_is_measured(tmp_path, monkeypatch, capsys):
     assert set(parts) == set(bench.PARTS)
     assert all(cost > 0 for cost in parts.values())
     assert record["holds"] == (record["explanation"] == "")
+
+
+def test_reasons_are_computed_from_the_parts():
+    """Three steps of 3 ms and a prediction of 1 allow 15 / 10; with passes of 4 ms only 15 / 13."""
+    times = {part: [0.001] for part in bench.PARTS} | {part: [0.004] for part in bench.THEIRS}
+    times |= {"ours": [0.012], "against": [0.015], bench.PARTS[0]: [0.003]}
+    assert "the ratio is 1.50: the rest decides" in bench._why("torch-ttt", 1.5, times)
+    times[bench.PARTS[0]] = [0.004]
+    text = bench._why("torch-ttt", 1.5, times)
+    assert "the ratio is 1.15: below the target" in text
+    assert "3 x 4.00 are both applications" in text
+    assert bench._why("torch-ttt", 1.2, times) == ""
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from ittt import Settings, audit, online, sensitivity, tables
+from ittt import Settings, audit, official, online, sensitivity, tables
 from ittt.cli import main
 from ittt.config import TrainConfig
 from ittt.online import CARRIED, stream, streams
@@ -136,6 +136,19 @@ def test_audit_tells_what_each_difference_is_worth(tmp_path, capsys):
     assert set(one["changes"]) == {
         f"adapted, batch {size}, {level:g} missing" for size in audit.BATCHES for level in audit.LEVELS
     }
+
+
+def test_audit_of_mnist_shows_the_rows_of_the_claim(tmp_path, monkeypatch, capsys):
+    rows = [{"noise": {"notebook": 12.0 + seed}, "clean": {"notebook": 2.0 + 2 * seed}} for seed in range(2)]
+    monkeypatch.setattr(official, "kept", lambda seed: rows[seed])
+    path = tmp_path / "audit.json"
+    assert main(["audit", "mnist", "--seeds", "2", "--out", str(path)]) == 0
+    assert json.loads(path.read_text())["errors"] == {
+        "notebook, noise": [12.0, 13.0], "notebook, clean": [2.0, 4.0]
+    }  # fmt: skip
+    said = capsys.readouterr().out
+    assert "12.50 ± 0.50" in said
+    assert "3.00 ± 1.00" in said
 
 
 def test_notebook_takes_the_last_rows_and_scales_by_all():

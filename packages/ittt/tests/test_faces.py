@@ -135,7 +135,8 @@ def test_the_claim_is_a_record(monkeypatch):
 # ---- the verbs
 
 
-def test_train_evaluate_and_adapt(capsys):
+def test_train_evaluate_and_adapt(capsys, monkeypatch):
+    monkeypatch.setattr(faces, "open_set", drawn(32))
     words = [word for name, value in FLAGS.items() for word in (f"--{name}", str(value))]
     assert main(["train", "--task", "faces", "--preset", "smoke", *words, "--out", "run"]) == 0
     said = capsys.readouterr().out
@@ -157,7 +158,7 @@ def test_train_evaluate_and_adapt(capsys):
     images.write(Path("faces/9.png"), torch.zeros(3, 70, 80), 0.0, 1.0)
     assert main(["adapt", "faces", "--run", "run"]) == 2
     error = capsys.readouterr().err
-    assert "80 x 70 pixels: give faces aligned and resized to 64 x 64" in error
+    assert "80 x 70 pixels: give faces aligned and resized to 32 x 32" in error
     assert error.count("\n") == 1
     assert main(["evaluate", "--run", "run", "--methods", "plain"]) == 2
     assert "no plain twin" in capsys.readouterr().err

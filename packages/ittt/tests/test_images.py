@@ -95,6 +95,21 @@ def test_run_folder_is_whole(run):
         assert words in log
 
 
+def test_evaluate_compares_methods_over_corruptions(run, capsys):
+    words = ["evaluate", "--run", str(run), "--batches", "1", "32", "--adapt.steps", "1"]
+    assert main([*words, "--adapt.lr", "0"]) == 0
+    assert "batches of 32" in capsys.readouterr().out
+    found = json.loads((run / "evaluation.json").read_text())["error"]
+    assert list(found["1"]) == ["none", "it3", "un-frozen", "random"]
+    assert "tent" in found["32"]
+    assert list(found["32"]["none"]) == ["clean", "gaussian"]
+    assert found["1"]["none"] == found["32"]["none"] == found["32"]["it3"]  # a rate of nothing
+    assert main([*words, "--levels", "0.3"]) == 2
+    assert "leave them out" in capsys.readouterr().err
+    assert main([*words, "--methods", "plain"]) == 2
+    assert "needs plain" in capsys.readouterr().err
+
+
 def test_report_shows_every_severity(run, capsys):
     assert main(["report", "--run", str(run)]) == 0
     words = Path(capsys.readouterr().out.strip()).read_text()

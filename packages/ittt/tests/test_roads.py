@@ -26,12 +26,24 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Quarters of the stand-in's tiles, for all that does not look at them."""
+
+    def quarters(*words) -> tuple[torch.Tensor, ...]:
+        return tuple(part[..., :32, :32] for part in strokes(*words))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(roads, "strokes", quarters)
+        roads._strokes.cache_clear()
+        yield
+    roads._strokes.cache_clear()
+
+
 @pytest.fixture
-def quarters(monkeypatch):
-    """Tiles of half the side, for what does not look at them."""
-    monkeypatch.setattr(
-        roads, "strokes", lambda *words: tuple(part[..., :32, :32] for part in strokes(*words))
-    )
+def whole(monkeypatch):
+    """The tiles as they are."""
+    monkeypatch.setattr(roads, "strokes", strokes)
     roads._strokes.cache_clear()
     yield
     roads._strokes.cache_clear()
@@ -92,7 +104,7 @@ def test_tiles_come_back_as_the_image():
     assert torch.equal(tiles[5, :, -1], tiles[5, :, 35])  # the last row again
 
 
-def test_the_aerial_tolerance_is_scaled_with_the_images(monkeypatch):
+def test_the_aerial_tolerance_is_scaled_with_the_images(whole, monkeypatch):
     draw = torch.Generator().manual_seed(0)
 
     class Pairs:
@@ -154,14 +166,14 @@ def test_the_mask_is_a_channel_and_sides_must_fit():
     parts = roads.load(TINY)
     net = roads.build(TINY, parts).eval()
     first = net(parts.clean.x)
-    assert first.shape == (8, 1, 64, 64)
+    assert first.shape == (8, 1, 32, 32)
     assert not torch.equal(net(parts.clean.x, net.from_output(first)), first)
     assert net.gap(parts.clean.x).shape == (8,)
     with pytest.raises(UserError, match="16 divides"):
         net(torch.zeros(1, 3, 60, 64))
 
 
-def test_learning_finds_strokes_also_when_fed_none():
+def test_learning_finds_strokes_also_when_fed_none(whole):
     config = replace(TINY, train=64, epochs=15)
     parts = roads.load(config)
     net = roads.build(config, parts)
@@ -188,7 +200,7 @@ def test_every_image_is_shown_once_under_each_kind():
             )
 
 
-def test_the_claim_is_a_record_and_reads_no_shifted_mask(quarters, monkeypatch):
+def test_the_claim_is_a_record_and_reads_no_shifted_mask(monkeypatch):
     """With other masks of the test tiles the predictions (the shares marked) stay what they were."""
     monkeypatch.setattr(road_claim, "RECIPE", TINY)
     monkeypatch.setattr(road_claim, "BATCHES", (8, 16))
@@ -260,7 +272,7 @@ def test_conditions_of_the_direction():
     assert [holds for condition, holds in met.items() if condition.endswith("haze")] == [False] * 3
 
 
-def test_the_direction_is_a_record(quarters, monkeypatch):
+def test_the_direction_is_a_record(monkeypatch):
     monkeypatch.setattr(road_causes, "RECIPE", TINY)
     kept = ("not adapted", "2 steps")
     monkeypatch.setattr(road_causes, "OPERATIONS", {name: road_causes.OPERATIONS[name] for name in kept})
@@ -317,12 +329,12 @@ def test_a_folder_of_images_gets_masks_of_their_sizes(run, capsys):
     parts = roads.load(ROADS["smoke"][0])
     one = parts.test.x[0]
     images.write(Path("photos/one.png"), one, 0.0, 1.0)
-    images.write(Path("photos/wide.png"), torch.cat([one, one], 2)[:, :50, :100], 0.0, 1.0)
+    images.write(Path("photos/wide.png"), torch.cat([one, one], 2)[:, :25, :50], 0.0, 1.0)
     assert main(["adapt", "photos", "--run", str(run), "--adapt.steps", "0", "--adapt.abstain", "0"]) == 0
     assert "2 images" in capsys.readouterr().out
     masks = {name: images.read(Path(f"adapted-masks/{name}.png"), "grey") for name in ("one", "wide")}
-    assert masks["one"].shape == (1, 64, 64)
-    assert masks["wide"].shape == (1, 50, 100)
+    assert masks["one"].shape == (1, 32, 32)
+    assert masks["wide"].shape == (1, 25, 50)
     assert set(masks["one"].flatten().tolist()) <= {0, 255}
     work = restored(run)
     stored = images.read(Path("photos/one.png")).float() / 255
@@ -393,14 +405,14 @@ def test_report_shows_every_condition(run, capsys):
     assert main(["report", "--run", str(run)]) == 0
     words = Path(capsys.readouterr().out.strip()).read_text()
     assert all(name in words for name in ("noise 2", "haze 4", "gravel", "gap before"))
-    assert images.read(run / "samples" / "inputs.png").shape[1] > 7 * 64
+    assert images.read(run / "samples" / "inputs.png").shape[1] > 7 * 32
 
 
 def test_a_picture_shows_every_condition(run, capsys):
     assert main(["picture", "roads", "--run", str(run)]) == 0
     picture = images.read(Path("roads.png"))
-    assert picture.shape[1] > 5 * 2 * 64  # input, road, before, after, gap
-    assert picture.shape[2] > 7 * 2 * 64
+    assert picture.shape[1] > 5 * 2 * 32  # input, road, before, after, gap
+    assert picture.shape[2] > 7 * 2 * 32
     assert float(picture.float().std()) > 10
     assert main(["picture", "roads", "--run", str(run), "--out", "x.svg"]) == 2
     assert "must end in .png" in capsys.readouterr().err

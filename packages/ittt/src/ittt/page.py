@@ -220,7 +220,7 @@ def first(strips: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: inputs[:count] for name, inputs in strips.items()}
 
 
-def outlines(places: Sequence[Float[Tensor, "nodes d"]], side: int = 96) -> Float[Tensor, "n 1 side side"]:
+def outlines(places: Sequence[Float[Tensor, "_ d"]], side: int = 96) -> Float[Tensor, "n 1 side side"]:
     """Nodes as dots, by their first two coordinates: the length across the picture, no side stretched."""
     sheets = torch.ones(len(places), 1, side, side)
     for sheet, nodes in zip(sheets, places, strict=True):
