@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from ittt import Settings, data, page
 from ittt.cli import main
 from ittt.config import TRAIN, TrainConfig
@@ -105,6 +106,7 @@ def one_of_two(rank: int, port: int, words: list[str]) -> None:
         "MASTER_PORT": port,
     }
     os.environ.update({name: str(value) for name, value in where.items()})
+    AcceleratorState._reset_state(reset_partial_state=True)  # it knows this process as one alone
     failed = main(words)
     Path(f"rank{dist.get_rank()}of{dist.get_world_size()}").touch()
     dist.destroy_process_group()

@@ -375,7 +375,8 @@ def test_shapes_take_part_in_the_claims_over_every_task(run, monkeypatch):
     """Without safeguards the errors are those of an adapter in the paper's batches; no harm, its record."""
     monkeypatch.setitem(graph_tasks.RECIPES, "cars", SMOKE)
     monkeypatch.setitem(graph_tasks.BATCHES, "cars", (8, 4))
-    monkeypatch.setattr(graph_tasks.reproduction, "trained", lambda *words: run)
+    monkeypatch.setattr(graph_tasks, "_at_hand", lambda name: name == "cars")
+    monkeypatch.setattr(graph_tasks, "kept", lambda *words: run)
     monkeypatch.setattr(protocol, "GROUPS", {"graphs": "ittt.graph_tasks:tasks"})
     monkeypatch.setattr(across, "GUARDS", {name: across.GUARDS[name] for name in KEPT})
     graph_tasks.trial.cache_clear()
@@ -394,6 +395,7 @@ def test_shapes_take_part_in_the_claims_over_every_task(run, monkeypatch):
     )  # fmt: skip
     assert results.check(record) == []
     assert list(record["details"]["upper_ends"]) == ["cars, batch 8", "cars, batch 4"]
+    assert record["stand_in"]
     assert protocol.tasks(["cars"]).keys() == {"cars"}
     assert not task.anchor
     graph_tasks.trial.cache_clear()

@@ -8,13 +8,15 @@ from dataclasses import replace
 from functools import cache, partial
 
 from jaxtyping import Float
-from paperkit import UserError, reproduction
+from paperkit import UserError
 from torch import Tensor
 
-from ittt import graphs
+from ittt import airfoils, bodies, graph_data, graphs, inject, loop, meshes, model
+from ittt import task as task_module
 from ittt.graph_claims import PAPER
 from ittt.graph_claims import RECIPES as WHOLE
 from ittt.graph_config import GraphConfig
+from ittt.kept import kept
 from ittt.protocol import Task, Trial
 from ittt.train import row_error
 
@@ -25,6 +27,8 @@ RECIPES: dict[str, GraphConfig] = {
 """Fewer shapes than the claims `airfoils` and `cars` have: here every safeguard is tried on them."""
 BATCHES: dict[str, tuple[int, ...]] = {"airfoils": (16, 4), "cars": (4, 2)}
 """The paper's largest batch, and a smaller one."""
+MODULES = (graphs, graph_data, airfoils, bodies, meshes, inject, loop, model, task_module)
+"""What decides their networks' weights."""
 SEEDS = 5
 """At most so many networks of a task, as for images."""
 INSIDE, OUTSIDE = "inside", "outside"
@@ -71,7 +75,7 @@ def trials(name: str, seeds: int) -> Sequence[Trial]:
 def trial(name: str, seed: int) -> Trial:
     """A network of this set, trained by its recipe."""
     config = replace(RECIPES[name], seed=seed)
-    trained = graphs.restored(reproduction.trained("ittt", config, graphs.train, "small"))
+    trained = graphs.restored(kept(config, name, MODULES, graphs.train))
     shapes, parts = graphs.load(config)
     clean, inside, outside = (
         (shapes.batch(rows), shapes.y[rows]) for rows in (parts.clean, parts.inside, parts.outside)
