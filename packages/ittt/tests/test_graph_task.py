@@ -395,7 +395,7 @@ def test_shapes_take_part_in_the_claims_over_every_task(run, monkeypatch):
     )  # fmt: skip
     assert results.check(record) == []
     assert list(record["details"]["upper_ends"]) == ["cars, batch 8", "cars, batch 4"]
-    assert record["stand_in"]
+    assert "stand in for cars" in record["data"]
     assert protocol.tasks(["cars"]).keys() == {"cars"}
     assert not task.anchor
     graph_tasks.trial.cache_clear()

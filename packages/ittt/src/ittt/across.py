@@ -177,7 +177,6 @@ def no_harm(seeds: int, names: Sequence[str] = ()) -> dict[str, Any]:
         "criterion": f"upper end of the 95 % interval of the relative harm below {BOUND:g} % in every task "
         "at every batch size (ours is the worst; the statistic is the margin left)",
         "statistic": BOUND - bounds[worst], "threshold": 0.0,
-        "stand_in": any(task.stand_in for task in chosen.values()),
         "explanation": not_shown({cell: harms[cell] for cell in over}, rates) if over else "",
         "details": {
             "causes_on_clean_data_without_a_safeguard": {
@@ -320,7 +319,6 @@ def controls(seeds: int, names: Sequence[str] = ()) -> dict[str, Any]:
         "criterion": "error lower than with either control by > 2 standard errors in every group, mean over "
         "its shifted levels (per cent of the error on tables, points on images; ours is the least)",
         "statistic": verdicts[least]["t"], "threshold": 2.0,
-        "stand_in": any(task.stand_in for task in chosen.values()),
         "explanation": f"Not better by two standard errors: {'; '.join(no_better)}. Worse by two: "
         f"{'; '.join(worse) or 'none'}. {told(why)}" if no_better else "",
         "details": {

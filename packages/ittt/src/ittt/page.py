@@ -94,14 +94,15 @@ def told(subject: Subject) -> list[str]:
 
 def text(subject: Subject, settings: Settings) -> str:
     """The lines of all conditions as a table of words."""
+    steps = f"{settings.steps} step{'s' if settings.steps != 1 else ''} of {settings.lr:g}"
     lines = [
-        f"{subject.metric}, and gap; {settings.steps} steps of {settings.lr:g}",
-        f"{'':24}{'error before':>14}{'after':>10}{'gap before':>14}{'after':>10}",
+        f"{subject.metric}, and gap; {steps}",
+        f"{'':24}{'before':>12}{'after':>12}{'gap before':>14}{'gap after':>14}",
     ]
     for name, line in measured(subject, settings).items():
         lines.append(
-            f"{name:24}{line.error_before:14.4g}{line.error_after:10.4g}"
-            f"{line.gap_before:14.4g}{line.gap_after:10.4g}"
+            f"{name:24}{line.error_before:12.4g}{line.error_after:12.4g}"
+            f"{line.gap_before:14.4g}{line.gap_after:14.4g}"
         )
     return "\n".join(lines)
 
