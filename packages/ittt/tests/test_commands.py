@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from ittt import Settings, data, page
 from ittt.cli import main
 from ittt.config import TRAIN, TrainConfig
 from ittt.guard import harmless, harmless_lr
 from ittt.train import ROWS, build, load, row_error, train
+from paperkit import parallel
+from paperkit.device import choose
 from paperkit.run import RunOptions, checkpoints, load_checkpoint, read_metrics
 from torch import distributed as dist
 
@@ -98,6 +99,8 @@ def test_masked_training_resumes_as_if_unbroken(monkeypatch):
 
 def one_of_two(rank: int, port: int, words: list[str]) -> None:
     """A process as torchrun starts it: `accelerate launch` starts only one without a GPU and MPI."""
+    alone = parallel.launch(choose("cpu", "fp32"))
+    type(alone.state)._reset_state(reset_partial_state=True)  # it knows this process as one alone
     where = {
         "RANK": rank,
         "LOCAL_RANK": rank,
@@ -106,7 +109,6 @@ def one_of_two(rank: int, port: int, words: list[str]) -> None:
         "MASTER_PORT": port,
     }
     os.environ.update({name: str(value) for name, value in where.items()})
-    AcceleratorState._reset_state(reset_partial_state=True)  # it knows this process as one alone
     failed = main(words)
     Path(f"rank{dist.get_rank()}of{dist.get_world_size()}").touch()
     dist.destroy_process_group()
