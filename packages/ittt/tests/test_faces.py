@@ -109,7 +109,7 @@ def test_levels_part_the_faces_out_of_range():
 
 def test_the_claim_is_a_record(monkeypatch):
     monkeypatch.setattr(faces, "open_set", drawn(32))
-    monkeypatch.setattr(face_claim, "RECIPE", replace(SMALL, train=32, inside=8, outside=24))
+    monkeypatch.setattr(face_claim, "RECIPE", replace(SMALL, train=16, inside=8, outside=16))
     monkeypatch.setattr(face_claim, "BATCHES", (16,))
     monkeypatch.setattr(face_claim, "harmless_lr", lambda *words: 1e-4)
     monkeypatch.setattr(face_claim, "LEVELS", {"1 to 5": (1, 5), "over 5": (6, 200)})

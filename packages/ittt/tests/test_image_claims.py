@@ -133,6 +133,7 @@ def test_gap_predicts_error_is_a_record(tiny, monkeypatch):
 
 
 def test_images_is_a_record(tiny, monkeypatch):
+    monkeypatch.setattr(image_claims, "NORMS", ("group", "batch"))
     monkeypatch.setattr(image_claims, "NAMES", ("contrast", "gaussian"))
     monkeypatch.setattr(image_claims, "SEVERITIES", (5,))
     record = valid("images", image_claims.images_claim(2))

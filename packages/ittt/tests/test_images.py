@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from ittt import Settings, images, page
+from ittt import Settings, image_verbs, images, page
 from ittt.cli import about, main
+from ittt.config import EvaluateConfig
 from ittt.corruptions import NAMES
 from ittt.image_config import CORRUPTIONS, IMAGES, ImageConfig
 from paperkit import UserError
@@ -96,14 +97,16 @@ def test_run_folder_is_whole(run):
 
 
 def test_evaluate_compares_methods_over_corruptions(run, capsys):
-    words = ["evaluate", "--run", str(run), "--batches", "1", "32", "--adapt.steps", "1"]
+    words = ["evaluate", "--run", str(run), "--batches", "32", "--adapt.steps", "1"]
     assert main([*words, "--adapt.lr", "0"]) == 0
     assert "batches of 32" in capsys.readouterr().out
-    found = json.loads((run / "evaluation.json").read_text())["error"]
-    assert list(found["1"]) == ["none", "it3", "un-frozen", "random"]
-    assert "tent" in found["32"]
-    assert list(found["32"]["none"]) == ["clean", "gaussian"]
-    assert found["1"]["none"] == found["32"]["none"] == found["32"]["it3"]  # a rate of nothing
+    found = json.loads((run / "evaluation.json").read_text())["error"]["32"]
+    assert list(found) == list(image_verbs.METHODS)
+    assert list(found["none"]) == ["clean", "gaussian"]
+    assert found["none"] == found["it3"]  # a rate of nothing
+    asked = EvaluateConfig()
+    assert image_verbs.chosen(asked, SMOKE, 1) == ["none", "it3", "un-frozen", "random"]
+    assert "it3-bn" not in image_verbs.chosen(asked, replace(SMOKE, norm="group"), 32)
     assert main([*words, "--levels", "0.3"]) == 2
     assert "leave them out" in capsys.readouterr().err
     assert main([*words, "--methods", "plain"]) == 2
