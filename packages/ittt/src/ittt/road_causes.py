@@ -201,9 +201,7 @@ def explained(told: Asked, each: Sequence[Mapping[str, Any]], missed: Sequence[s
         f"{mean(marked(each, '2 steps', kind)):.1f} % after 2 steps"
         for kind in KINDS
     )
-    return (
-        f"Not met: {'; '.join(missed)}. {masks.capitalize()}. Change of quality: {lost}. {road.capitalize()}."
-    )
+    return f"Not met: {'; '.join(missed)}. Masks: {masks}. Change of quality: {lost}. Road: {road}."
 
 
 def change(each: Sequence[Mapping[str, Any]], name: str, kind: str) -> float:
