@@ -131,7 +131,7 @@ class Branch(Injection):
             for part in (*parts[:place], target.layer):
                 h = part(h)
 
-        def rest(signal: Tensor) -> Tensor:  # a shape here would be made anew with every batch
+        def rest(signal: Float[Tensor, "b k ..."]) -> Tensor:
             signal = as_map(signal, values) if self.mapped else signal
             out = target.with_signal(h, signal)
             for part in parts[place + 1 :]:
