@@ -125,7 +125,7 @@ def test_rows_fit_the_norm():
 
 
 def test_gap_predicts_error_is_a_record(tiny, monkeypatch):
-    monkeypatch.setattr(image_claims, "NAMES", ("contrast", "gaussian"))
+    monkeypatch.setattr(image_claims, "NAMES", ("contrast",))
     monkeypatch.setattr(image_claims, "CELL_IMAGES", 20)
     record = valid("gap-predicts-error", image_claims.gap_predicts_error(2))
     assert record["threshold"] == 2 * 5 + 1  # digits have no cells
@@ -134,7 +134,7 @@ def test_gap_predicts_error_is_a_record(tiny, monkeypatch):
 
 def test_images_is_a_record(tiny, monkeypatch):
     monkeypatch.setattr(image_claims, "NORMS", ("group", "batch"))
-    monkeypatch.setattr(image_claims, "NAMES", ("contrast", "gaussian"))
+    monkeypatch.setattr(image_claims, "NAMES", ("contrast",))
     monkeypatch.setattr(image_claims, "SEVERITIES", (5,))
     record = valid("images", image_claims.images_claim(2))
     assert set(record["details"]["difference_to_unadapted"]) == {

@@ -35,6 +35,7 @@ def small():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(roads, "strokes", quarters)
+        patch.setattr(roads, "WIDTHS", (4, 8, 8))
         roads._strokes.cache_clear()
         yield
     roads._strokes.cache_clear()
@@ -44,6 +45,7 @@ def small():
 def whole(monkeypatch):
     """The tiles as they are."""
     monkeypatch.setattr(roads, "strokes", strokes)
+    monkeypatch.setattr(roads, "WIDTHS", (16, 32, 48))
     roads._strokes.cache_clear()
     yield
     roads._strokes.cache_clear()
