@@ -5,9 +5,10 @@
 
 Standard library only. A member's `results/*.json` stand between `<!-- results -->` and `<!-- /results -->`
 in its README, and chosen arms of one file between `<!-- arms FILE: NAME = words; NAME -->` and
-`<!-- /arms -->`, where "ours" and "against" are names too and the words are optional. One line for each
-paper stands between `<!-- papers -->` and `<!-- /papers -->` in the root's. That line comes from the paper's
-pyproject: `description = "Title (arXiv 2311.01462): one sentence"`, and
+`<!-- /arms -->`, where "ours" and "against" are names too and the words are optional; arms of several files
+between `<!-- arms *: FILE: NAME = words; FILE: NAME -->` and the same end. One line for each paper stands
+between `<!-- papers -->` and `<!-- /papers -->` in the root's. That line comes from the paper's pyproject:
+`description = "Title (arXiv 2311.01462): one sentence"`, and
 
     [tool.paperkit]
     headline = "small-samples"                    # the result file whose figure is shown; optional
@@ -80,22 +81,29 @@ def chosen_arms(text: str, records: Sequence[Record], readme: Path) -> str:
     """The text with its blocks of chosen arms rendered anew."""
     known = {record["file"].stem: record for record in records}
 
-    def block(found: re.Match) -> str:
-        name, wanted = found[1], [item.split("=", 1) for item in " ".join(found[2].split()).split(";")]
+    def arm_of(name: str, item: str) -> tuple[str, str]:
+        """(words, figure) of `NAME = words`."""
+        arm, _, words = (part.strip() for part in item.partition("="))
         if name not in known:
             raise Problem(f"{readme}: arms of {name}, which is no file in results")
-        arms = arms_of(known[name])
-        rows = []
-        for arm, *words in ([part.strip() for part in item] for item in wanted):
-            if arm not in arms:
-                raise Problem(f"{readme}: {name} has no arm {arm!r}: it has {', '.join(arms)}")
-            rows.append((cell(words[0] if words else arm), cell(summary(arms[arm], known[name]["unit"]))))
-        head = (cell(known[name]["data"]), cell(known[name]["metric"].replace("_", " ")))
+        if arm not in (arms := arms_of(known[name])):
+            raise Problem(f"{readme}: {name} has no arm {arm!r}: it has {', '.join(arms)}")
+        return cell(words or arm), cell(summary(arms[arm], known[name]["unit"]))
+
+    def block(found: re.Match) -> str:
+        name, items = found[1], " ".join(found[2].split()).split(";")
+        if name == "*":
+            pairs = [[part.strip() for part in item.partition(":")] for item in items]
+            head = ("", "figure", "result file")
+            rows = [(*arm_of(file, item), cell(file)) for file, _, item in pairs]
+        else:
+            rows = [arm_of(name, item) for item in items]
+            head = (cell(known[name]["data"]), cell(known[name]["metric"].replace("_", " ")))
         return f"<!-- arms {name}:{found[2]}-->\n{table(head, rows)}\n<!-- /arms -->"
 
     if text.count("<!-- arms ") != text.count("<!-- /arms -->"):
         raise Problem(f"{readme}: every <!-- arms FILE: NAME --> needs an <!-- /arms --> below it")
-    return re.sub(r"<!-- arms ([\w-]+):(.*?)-->.*?<!-- /arms -->", block, text, flags=re.DOTALL)
+    return re.sub(r"<!-- arms ([\w-]+|\*):(.*?)-->.*?<!-- /arms -->", block, text, flags=re.DOTALL)
 
 
 def arms_of(record: Record) -> dict[str, Record]:

@@ -166,6 +166,13 @@ def test_sections_and_their_order(run: Path) -> None:
     assert page(run).of("h2") == expected
 
 
+def test_a_table_as_text_keeps_its_columns(run: Path) -> None:
+    text = "error        before   after\nclean           0.1     0.2"
+    found = page(run, notes=f"Words.\n\n{text}")
+    assert text in found.of("pre")
+    assert "Words." in found.of("p")
+
+
 def test_claims_stand_beside_the_papers_figures(run: Path) -> None:
     found = page(run)
     assert found.of("h3")[1:] == [

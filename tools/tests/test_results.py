@@ -162,9 +162,23 @@ def test_chosen_arms_stand_where_the_text_wants_them(root: Path) -> None:
     assert run(root, "--check").returncode == 0
 
 
+def test_arms_of_several_files_stand_in_one_table(root: Path) -> None:
+    readme = root / "packages" / "ign" / "README.md"
+    block = "<!-- arms *: small-samples: held out = a: b; twice: ours -->\nold\n<!-- /arms -->\n"
+    readme.write_text(block + readme.read_text())
+    assert run(root).returncode == 0
+    text = readme.read_text()
+    assert text.startswith(block.split("old")[0])
+    assert rows(text.split("<!-- /arms -->")[0])[2:] == [
+        ["a: b", "97.50 ± 0.71 % (n = 2)", "small-samples"], ["ours", "0.0350 ± 0.0071 (n = 2)", "twice"]
+    ]  # fmt: skip
+    assert run(root, "--check").returncode == 0
+
+
 @pytest.mark.parametrize(
     ("block", "message"),
     [
+        ("<!-- arms *: nothing: ours -->\n<!-- /arms -->", "arms of nothing, which is no file"),
         ("<!-- arms nothing: ours -->\n<!-- /arms -->", "arms of nothing, which is no file"),
         (
             "<!-- arms small-samples: held in -->\n<!-- /arms -->",

@@ -8,9 +8,18 @@ import torch
 from ittt import ITTT, across, digits, protocol, reproduce, tables
 from ittt.cli import main
 from ittt.protocol import PAPER, Way, change, errors, facts, pooled, relative
-from paperkit import UserError, results
+from paperkit import UserError, data, results
 
 CIRCUMSTANCES = {"paper": "ittt", "command": "uv run --package ittt ittt reproduce x", "wall_s": 1.0}
+
+
+CACHED = (tables.rows_of, tables.trials, tables.grid, digits.trials)
+
+
+def few(split: str):
+    """A batch of 64 test images and six more."""
+    x, y = data.digits(split)
+    return (x[:70], y[:70]) if split == "test" else (x, y)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -18,12 +27,15 @@ def short():
     """Training of an epoch or two, once for all tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tables, "EPOCHS", (1, 2))
+        patch.setattr(tables, "TEST_ROWS", 20)
         patch.setattr(digits, "EPOCHS", 1)
-        patch.delitem(protocol.GROUPS, "images")  # reading these sets takes seconds
-        for function in (tables.trials, tables.grid, digits.trials):
+        patch.setattr(digits, "digits", few)
+        for group in ("images", "graphs"):  # making these sets takes seconds
+            patch.delitem(protocol.GROUPS, group)
+        for function in CACHED:
             function.cache_clear()
         yield
-    for function in (tables.trials, tables.grid, digits.trials):
+    for function in CACHED:
         function.cache_clear()
 
 
@@ -92,6 +104,33 @@ def test_images_side_by_side_too():
         assert errors(task, found, Way("it3", task.settings), "0.5", 8) == pytest.approx(alone)
 
 
+class Sealed(torch.Tensor):
+    """Labels that nothing may touch."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        raise AssertionError("a label was read")
+
+
+@pytest.mark.parametrize("task", [tables.task("diabetes", 1), digits.task("digits conv")])
+def test_no_label_of_a_test_input_is_touched(task):
+    """Predictions and the rates of the no-harm rule need none, whichever method; only errors do."""
+    found = task.trials(2)[:1]
+    level = task.shifted[-1]
+    tests = {level: (found[0].tests[level][0], found[0].tests[level][1].as_subclass(Sealed))}
+    sealed = [replace(found[0], tests=tests)]
+    rates = protocol.harmless_rates(task, sealed, task.settings, 8)
+    assert rates == protocol.harmless_rates(task, found, task.settings, 8)
+    rows = protocol.ways(task.settings, "none", "it3", "un-frozen", "shuffled", "random")
+    for way in [*rows.values(), Way("it3", task.settings, (1e-3,))]:
+        (ours,), (theirs,) = (
+            protocol.predictions(task, trials, way, level, 51) for trials in (sealed, found)
+        )
+        assert torch.equal(ours, theirs)
+    with pytest.raises(AssertionError, match="was read"):
+        _ = tests[level][1] + 0
+
+
 def test_stronger_noise_is_more_of_the_same():
     x, y = torch.zeros(3, 4), torch.zeros(3)
     found = digits.noisy(x, y, 1)
@@ -132,6 +171,18 @@ def test_no_harm_bounds_every_task_at_every_batch_size():
     assert record["statistic"] == 1 - max(bounds.values())
     kept = record["details"]["share_of_the_gain_kept"]["the paper's method"]
     assert set(kept["tasks"].values()) <= {1.0}
+
+
+def test_no_harm_tells_what_is_not_shown():
+    """Two cells above the bound: one whose mean is, and one that is only wide."""
+    harms = {"one, batch 8": [1.5, 1.6, 1.4], "two, batch 4": [-1.0, 0.0, 2.0]}
+    text = across.not_shown(harms, {"one": {8: (0.0, 1e-4, 1e-3)}, "two": {4: (0.0, 0.0, 1e-5)}})
+    first, second = text.split(";")[0:3:2]
+    assert "one, batch 8: +1.50" in first
+    assert "itself too large, higher for 3 of 3" in first
+    assert "2 of them adapted, at rates up to 0.001" in text
+    assert "two, batch 4: +0.33" in second
+    assert "small but unsure, higher for 1 of 3" in second
 
 
 def test_controls_have_a_verdict_for_every_group():

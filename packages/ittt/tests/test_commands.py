@@ -1,21 +1,28 @@
 """The real commands: train, resume, adapt, evaluate, report, bad input; and the table task's parts."""
 
 import csv
+import html
 import json
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from ittt import Settings, data
+from ittt import Settings, data, page
 from ittt.cli import main
 from ittt.config import TRAIN, TrainConfig
 from ittt.guard import harmless, harmless_lr
 from ittt.train import ROWS, build, load, row_error, train
+from paperkit import parallel
+from paperkit.device import choose
 from paperkit.run import RunOptions, checkpoints, load_checkpoint, read_metrics
+from torch import distributed as dist
 
 SMOKE = TRAIN["smoke"][0]
 
@@ -90,22 +97,47 @@ def test_masked_training_resumes_as_if_unbroken(monkeypatch):
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+def one_of_two(rank: int, port: int, words: list[str]) -> None:
+    """A process as torchrun starts it: `accelerate launch` starts only one without a GPU and MPI."""
+    alone = parallel.launch(choose("cpu", "fp32"))
+    type(alone.state)._reset_state(reset_partial_state=True)  # it knows this process as one alone
+    where = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": 2,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    os.environ.update({name: str(value) for name, value in where.items()})
+    failed = main(words)
+    Path(f"rank{dist.get_rank()}of{dist.get_world_size()}").touch()
+    dist.destroy_process_group()
+    sys.exit(failed)
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() or "fork" not in multiprocessing.get_all_start_methods(),
+    reason="forks this process: to import all anew twice takes longer than any other test",
+)
 def test_two_processes_give_the_curve_of_one():
-    """By torchrun: `accelerate launch` starts one process only where there is neither a GPU nor MPI."""
-    config = ["--preset", "smoke", "--mask", "0.5", "--steps", "10", "--adapt.steps", "1"]
+    config = ["--preset", "smoke", "--mask", "0.5", "--steps", "10", "--adapt.steps", "1", "--no-no-harm"]
     assert main(["train", *config, "--out", "one"]) == 0
-    script = Path("script.py")
-    script.write_text(
-        "import os, sys; from pathlib import Path; from ittt.cli import main\n"
-        "Path('rank' + os.environ['RANK'] + 'of' + os.environ['WORLD_SIZE']).touch()\n"
-        "sys.exit(main())"
-    )
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*words, str(script), "train", *config, "--out", "two"], capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["train", *config, "--out", "two", "--device", "cpu"]
+    with warnings.catch_warnings(
+        action="ignore"
+    ):  # Python 3.12 warns of threads, which nothing here waits for
+        fork = multiprocessing.get_context("fork")
+        started = [
+            fork.Process(target=one_of_two, args=(rank, port, words), daemon=True) for rank in range(2)
+        ]
+        for process in started:
+            process.start()
+    for process in started:
+        process.join(120)
+    assert [process.exitcode for process in started] == [0, 0]
     assert {path.name for path in Path().glob("rank*")} == {"rank0of2", "rank1of2"}
     one, two = (read_metrics(Path(name)) for name in ("one", "two"))
     assert [row["step"] for row in two] == [row["step"] for row in one] == [10]
@@ -258,9 +290,31 @@ def test_evaluate_writes_every_method(run, capsys):
     assert found["mae"]["1"]["plain"]["0"] == pytest.approx(float(plain), rel=1e-5)
 
 
-def test_report_is_written_again(run, capsys):
+def test_report_has_errors_and_gaps_by_level_and_pictures(run, capsys):
     assert main(["report", "--run", str(run)]) == 0
-    assert Path(capsys.readouterr().out.strip()).is_file()
+    path = Path(capsys.readouterr().out.strip())
+    words = path.read_text()
+    assert "gap before" in words
+    assert 'alt="Inputs"' in words
+    subject = page.of_table(run)
+    found = page.measured(subject, replace(SMOKE.adapt, lr=1e-3))
+    assert list(found) == ["0 % missing", "20 % missing"]
+    trained, line = load(run), found["20 % missing"]
+    rows = data.load(trained.config)
+    one = trained.net.adapter(replace(SMOKE.adapt, lr=1e-3))(data.drop(rows.x_test, 0.2, 0))
+    expected = [row_error(one.before, rows.y_test), row_error(one.prediction, rows.y_test)]
+    expected += [one.gap_before, one.gap_after]
+    assert line == pytest.approx([float(values.mean()) for values in expected])
+    assert page.text(subject, SMOKE.adapt) in html.unescape(words)
+
+
+def test_report_tells_what_the_no_harm_rule_allows(run):
+    subject = page.of_table(run)
+    for rate, words in ((0.0, "allows no step"), (1e-5, "steps of 1e-05"), (SMOKE.adapt.lr, "")):
+        parts = page.told(replace(subject, rule=lambda settings, rate=rate: replace(settings, lr=rate)))
+        assert len(parts) == 1 + bool(words)
+        assert words in parts[-1]
+    assert len(page.told(replace(subject, rule=None))) == 1
 
 
 # ---- the table task

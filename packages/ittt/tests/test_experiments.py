@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from ittt import Settings, audit, online, sensitivity, tables
+from ittt import Settings, audit, official, online, sensitivity, tables
 from ittt.cli import main
 from ittt.config import TrainConfig
 from ittt.online import CARRIED, stream, streams
@@ -19,9 +19,13 @@ CIRCUMSTANCES = {"paper": "ittt", "command": "uv run --package ittt ittt reprodu
 def short(monkeypatch):
     for module in (tables, online, sensitivity):
         monkeypatch.setattr(module, "EPOCHS", (1, 2))
+    monkeypatch.setattr(tables, "TEST_ROWS", 20)
     monkeypatch.setattr(audit, "EPOCHS", 1)
-    monkeypatch.setattr(audit, "BATCHES", (8,))
+    monkeypatch.setattr(audit, "BATCHES", (23,))
+    tables.rows_of.cache_clear()
     tables.trials.cache_clear()
+    yield
+    tables.rows_of.cache_clear()
 
 
 # ---- online
@@ -93,6 +97,22 @@ def test_sensitivity_judges_what_is_harmless_on_clean_rows(monkeypatch, tmp_path
     assert drawing.count('stroke="black"') == 2 * sum(map(len, record["details"]["harmless"].values()))
 
 
+def test_sensitivity_tells_how_far_above_and_why(monkeypatch):
+    monkeypatch.setattr(sensitivity, "NEUTRALS", (0.0, 50.0))
+    trained = {
+        ("diabetes", neutral): sensitivity.trials_of("diabetes", neutral, 2) for neutral in (0.0, 50.0)
+    }
+    above = [("neutral 50, 1 epochs", 2, 1e-3)]
+    causes = sensitivity.causes_of(above, trained)
+    assert list(causes) == [f"neutral {neutral}, 1 epochs, 2 x 0.001, diabetes" for neutral in (0, 50)]
+    cells = {"neutral 50, 1 epochs": {("clean", 2, 1e-3): [0.5, 0.7], ("shifted", 2, 1e-3): [1.0, 2.0]}}
+    text = sensitivity.why(cells, above, 10, causes)
+    assert text.startswith("9 of 10 settings")
+    assert "error +1.50 ± 0.50 % where entries are missing, 1.0 standard errors above the bound" in text
+    assert "+0.60 ± 0.10 % on clean rows" in text
+    assert "neutral 50, 1 epochs, 2 x 0.001, diabetes (aim" in text
+
+
 def test_picture_needs_a_result_file(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sensitivity.reproduction, "folder", lambda _: tmp_path)
     assert main(["picture"]) == 2
@@ -116,6 +136,19 @@ def test_audit_tells_what_each_difference_is_worth(tmp_path, capsys):
     assert set(one["changes"]) == {
         f"adapted, batch {size}, {level:g} missing" for size in audit.BATCHES for level in audit.LEVELS
     }
+
+
+def test_audit_of_mnist_shows_the_rows_of_the_claim(tmp_path, monkeypatch, capsys):
+    rows = [{"noise": {"notebook": 12.0 + seed}, "clean": {"notebook": 2.0 + 2 * seed}} for seed in range(2)]
+    monkeypatch.setattr(official, "kept", lambda seed: rows[seed])
+    path = tmp_path / "audit.json"
+    assert main(["audit", "mnist", "--seeds", "2", "--out", str(path)]) == 0
+    assert json.loads(path.read_text())["errors"] == {
+        "notebook, noise": [12.0, 13.0], "notebook, clean": [2.0, 4.0]
+    }  # fmt: skip
+    said = capsys.readouterr().out
+    assert "12.50 ± 0.50" in said
+    assert "3.00 ± 1.00" in said
 
 
 def test_notebook_takes_the_last_rows_and_scales_by_all():

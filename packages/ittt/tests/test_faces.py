@@ -20,18 +20,18 @@ FLAGS = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def drawn(monkeypatch, tmp_path):
-    """Three faces of every age whose brightness is their age."""
+def drawn(side: int):
+    """What opens three faces of every age whose brightness is their age."""
     ages = torch.arange(1, 100).repeat_interleave(3)
-    pixels = (ages * 2).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 64, 64).contiguous()
+    pixels = (ages * 2).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, side, side).contiguous()
     pixels = (pixels + torch.randint(0, 20, pixels.shape, generator=torch.Generator().manual_seed(0))).byte()
+    return lambda name, split: ArraySet(Facts(name, "none", split), pixels.numpy(), ages.numpy(), ())
 
-    def opened(name: str, split: str) -> ArraySet:
-        return ArraySet(Facts(name, "none", split), pixels.numpy(), ages.numpy(), ())
 
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(faces, "open_set", opened)
+    monkeypatch.setattr(faces, "open_set", drawn(64))
     faces._load.cache_clear()
     yield
     faces._load.cache_clear()
@@ -108,7 +108,8 @@ def test_levels_part_the_faces_out_of_range():
 
 
 def test_the_claim_is_a_record(monkeypatch):
-    monkeypatch.setattr(face_claim, "RECIPE", replace(SMALL, train=32, inside=8, outside=24))
+    monkeypatch.setattr(faces, "open_set", drawn(32))
+    monkeypatch.setattr(face_claim, "RECIPE", replace(SMALL, train=16, inside=8, outside=16))
     monkeypatch.setattr(face_claim, "BATCHES", (16,))
     monkeypatch.setattr(face_claim, "harmless_lr", lambda *words: 1e-4)
     monkeypatch.setattr(face_claim, "LEVELS", {"1 to 5": (1, 5), "over 5": (6, 200)})
@@ -134,7 +135,8 @@ def test_the_claim_is_a_record(monkeypatch):
 # ---- the verbs
 
 
-def test_train_evaluate_and_adapt(capsys):
+def test_train_evaluate_and_adapt(capsys, monkeypatch):
+    monkeypatch.setattr(faces, "open_set", drawn(32))
     words = [word for name, value in FLAGS.items() for word in (f"--{name}", str(value))]
     assert main(["train", "--task", "faces", "--preset", "smoke", *words, "--out", "run"]) == 0
     said = capsys.readouterr().out
@@ -156,7 +158,7 @@ def test_train_evaluate_and_adapt(capsys):
     images.write(Path("faces/9.png"), torch.zeros(3, 70, 80), 0.0, 1.0)
     assert main(["adapt", "faces", "--run", "run"]) == 2
     error = capsys.readouterr().err
-    assert "80 x 70 pixels: give faces aligned and resized to 64 x 64" in error
+    assert "80 x 70 pixels: give faces aligned and resized to 32 x 32" in error
     assert error.count("\n") == 1
     assert main(["evaluate", "--run", "run", "--methods", "plain"]) == 2
     assert "no plain twin" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import trimesh
-from ittt import Settings, airfoils, bodies, cli, graph_claims, graphs
+from ittt import Settings, across, airfoils, bodies, cli, graph_claims, graph_tasks, graphs, page, protocol
 from ittt.airfoils import Foil
 from ittt.cli import main
 from ittt.graph_claims import Seeds, conditions, explained, reason
@@ -22,6 +22,7 @@ from paperkit.run import RunOptions, checkpoints, load_checkpoint, read_metrics
 
 SMOKE = replace(CARS["smoke"][0], shapes=80, batch=8)
 FOILS = replace(AIRFOILS["smoke"][0], shapes=80, epochs=1)
+KEPT = (across.RULE, "the paper's method")
 
 
 def ratios(foils):
@@ -209,7 +210,9 @@ def test_adapt_writes_a_row_for_every_outline(foil_run, capsys):
         lines = "\n".join(f"{x:.6f} {y:.6f}" for x, y in foil.outline(161))
         (folder / f"{name}.dat").write_text(f"{name}\n{lines}\n")
     assert main(["adapt", "outlines", "--run", str(foil_run), "--adapt.steps", "2"]) == 0
-    assert "2 shapes" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "no harm: learning rate" in said
+    assert "2 shapes" in said
     with open("adapted.csv") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["shape"] for row in rows] == ["thick", "thin"]
@@ -229,7 +232,8 @@ def test_adapt_writes_a_row_for_every_mesh(run):
     for i, body in enumerate(bodies.draw(3)):
         mesh = body.mesh()
         trimesh.Trimesh(mesh.vertices, mesh.faces, process=False).export(folder / f"body_{i}.ply")
-    assert main(["adapt", "meshes", "--run", str(run), "--out", "found.json", "--adapt.steps", "0"]) == 0
+    words = ["adapt", "meshes", "--run", str(run), "--out", "found.json", "--adapt.steps", "0"]
+    assert main([*words, "--no-no-harm"]) == 0
     rows = json.loads(Path("found.json").read_text())
     trained = restored(run)
     shapes, _ = graphs.load(trained.config)
@@ -245,6 +249,17 @@ def test_evaluate_writes_every_method(run, capsys):
     assert "shuffled" not in found["mae"]["1"]
     assert set(found["gap"]) == {"inside", "outside"}
     assert found["mae"]["1"]["none"] == pytest.approx(found["mae"]["4"]["none"], rel=1e-3)
+
+
+def test_report_shows_shapes_by_level(foil_run, capsys):
+    assert main(["report", "--run", str(foil_run)]) == 0
+    words = Path(capsys.readouterr().out.strip()).read_text()
+    assert all(name in words for name in ("inside", "level 1", "level 4", "gap before"))
+    sheets = page.outlines([torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, 0.1]])], 33)
+    dots = [tuple(place) for place in (sheets[0, 0] == 0).nonzero().tolist()]
+    (top, middle), (low, left), (_, right) = dots
+    assert (left, middle, right) == (4, 16, 28)
+    assert low - top == 2  # a tenth of 24
 
 
 @pytest.mark.parametrize(
@@ -354,6 +369,36 @@ def test_the_claim_is_a_record(figures, monkeypatch):
     assert record["stand_in"]
     assert record["threshold"] == 7
     assert record["statistic"] == sum(record["details"]["conditions"].values())
+
+
+def test_shapes_take_part_in_the_claims_over_every_task(run, monkeypatch):
+    """Without safeguards the errors are those of an adapter in the paper's batches; no harm, its record."""
+    monkeypatch.setitem(graph_tasks.RECIPES, "cars", SMOKE)
+    monkeypatch.setitem(graph_tasks.BATCHES, "cars", (8, 4))
+    monkeypatch.setattr(graph_tasks, "_at_hand", lambda name: name == "cars")
+    monkeypatch.setattr(graph_tasks, "kept", lambda *words: run)
+    monkeypatch.setattr(protocol, "GROUPS", {"graphs": "ittt.graph_tasks:tasks"})
+    monkeypatch.setattr(across, "GUARDS", {name: across.GUARDS[name] for name in KEPT})
+    graph_tasks.trial.cache_clear()
+    (task,) = protocol.tasks(["cars"]).values()
+    (trial,) = task.trials(1)
+    trained, (shapes, parts) = restored(run), graphs.load(SMOKE)
+    for size in (4, 1):
+        adapter = trained.net.adapter(task.settings)
+        asked = torch.cat([adapter(shapes.batch(rows)).prediction for rows in parts.outside.split(size)])
+        expected = shapes.unit * float((asked - shapes.y[parts.outside]).abs().mean())
+        found = protocol.errors(task, [trial], protocol.Way("it3", task.settings), "outside", size)
+        assert found == pytest.approx([expected], rel=1e-4)
+    record = results.claim(
+        paper="ittt", id="no-harm", command="uv run --package ittt ittt reproduce no-harm", wall_s=1.0,
+        preset="none", **across.no_harm(2, ["cars"]),
+    )  # fmt: skip
+    assert results.check(record) == []
+    assert list(record["details"]["upper_ends"]) == ["cars, batch 8", "cars, batch 4"]
+    assert "stand in for cars" in record["data"]
+    assert protocol.tasks(["cars"]).keys() == {"cars"}
+    assert not task.anchor
+    graph_tasks.trial.cache_clear()
 
 
 def seeds(error, gap_after, inside):

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from ittt import Settings, images
+from ittt import Settings, image_verbs, images, page
 from ittt.cli import about, main
+from ittt.config import EvaluateConfig
 from ittt.corruptions import NAMES
 from ittt.image_config import CORRUPTIONS, IMAGES, ImageConfig
 from paperkit import UserError
+from paperkit.images import read
 from paperkit.run import RunOptions, checkpoints, load_checkpoint, read_metrics
 
 SMOKE = replace(IMAGES["smoke"][0], data="digits")
@@ -92,6 +94,36 @@ def test_run_folder_is_whole(run):
     log = (run / "log.txt").read_text()
     for words in images.ROWS.values():
         assert words in log
+
+
+def test_evaluate_compares_methods_over_corruptions(run, capsys):
+    words = ["evaluate", "--run", str(run), "--batches", "32", "--adapt.steps", "1"]
+    assert main([*words, "--adapt.lr", "0"]) == 0
+    assert "batches of 32" in capsys.readouterr().out
+    found = json.loads((run / "evaluation.json").read_text())["error"]["32"]
+    assert list(found) == list(image_verbs.METHODS)
+    assert list(found["none"]) == ["clean", "gaussian"]
+    assert found["none"] == found["it3"]  # a rate of nothing
+    asked = EvaluateConfig()
+    assert image_verbs.chosen(asked, SMOKE, 1) == ["none", "it3", "un-frozen", "random"]
+    assert "it3-bn" not in image_verbs.chosen(asked, replace(SMOKE, norm="group"), 32)
+    assert main([*words, "--levels", "0.3"]) == 2
+    assert "leave them out" in capsys.readouterr().err
+    assert main([*words, "--methods", "plain"]) == 2
+    assert "needs plain" in capsys.readouterr().err
+
+
+def test_report_shows_every_severity(run, capsys):
+    assert main(["report", "--run", str(run)]) == 0
+    words = Path(capsys.readouterr().out.strip()).read_text()
+    assert all(f"gaussian {severity}" in words for severity in range(1, 6))
+    inputs = read(run / "samples" / "inputs.png")
+    assert inputs.shape[2] > 6 * 48  # clean and five severities
+    subject = page.of_images(run)
+    found = page.measured(subject, replace(subject.settings, lr=0.0))
+    net, pictures = images.restored(run)[0], images.load(SMOKE)
+    wrong = 100 * float(images.wrong(net(pictures.x_test), pictures.y_test).mean())
+    assert found["clean"].error_before == found["clean"].error_after == pytest.approx(wrong)
 
 
 def test_killed_run_ends_in_the_same_weights(run, monkeypatch):

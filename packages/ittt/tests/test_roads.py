@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ittt import Settings, road_claim, roads
+from ittt import ITTT, Settings, road_causes, road_claim, roads
 from ittt.cli import main
 from ittt.road_metrics import near, scores, scores_of
 from ittt.strokes import strokes
@@ -15,6 +15,7 @@ from ittt.task_config import ROADS, RoadsConfig
 from ittt.task_loop import fit
 from paperkit import UserError, images, reproduction, results
 from paperkit.run import checkpoints, load_checkpoint, read_metrics
+from torch import nn
 
 TINY = RoadsConfig(train=32, held_out=8, test=16, epochs=1)
 FLAGS = ["--task", "roads", "--preset", "smoke", "--train", "16", "--batch", "8", "--adapt.steps", "1"]
@@ -23,6 +24,31 @@ FLAGS = ["--task", "roads", "--preset", "smoke", "--train", "16", "--batch", "8"
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Quarters of the stand-in's tiles, for all that does not look at them."""
+
+    def quarters(*words) -> tuple[torch.Tensor, ...]:
+        return tuple(part[..., :32, :32] for part in strokes(*words))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(roads, "strokes", quarters)
+        patch.setattr(roads, "WIDTHS", (4, 8, 8))
+        roads._strokes.cache_clear()
+        yield
+    roads._strokes.cache_clear()
+
+
+@pytest.fixture
+def whole(monkeypatch):
+    """The tiles as they are."""
+    monkeypatch.setattr(roads, "strokes", strokes)
+    monkeypatch.setattr(roads, "WIDTHS", (16, 32, 48))
+    roads._strokes.cache_clear()
+    yield
+    roads._strokes.cache_clear()
 
 
 # ---- scores
@@ -80,7 +106,7 @@ def test_tiles_come_back_as_the_image():
     assert torch.equal(tiles[5, :, -1], tiles[5, :, 35])  # the last row again
 
 
-def test_the_aerial_tolerance_is_scaled_with_the_images(monkeypatch):
+def test_the_aerial_tolerance_is_scaled_with_the_images(whole, monkeypatch):
     draw = torch.Generator().manual_seed(0)
 
     class Pairs:
@@ -142,14 +168,14 @@ def test_the_mask_is_a_channel_and_sides_must_fit():
     parts = roads.load(TINY)
     net = roads.build(TINY, parts).eval()
     first = net(parts.clean.x)
-    assert first.shape == (8, 1, 64, 64)
+    assert first.shape == (8, 1, 32, 32)
     assert not torch.equal(net(parts.clean.x, net.from_output(first)), first)
     assert net.gap(parts.clean.x).shape == (8,)
     with pytest.raises(UserError, match="16 divides"):
         net(torch.zeros(1, 3, 60, 64))
 
 
-def test_learning_finds_strokes_also_when_fed_none():
+def test_learning_finds_strokes_also_when_fed_none(whole):
     config = replace(TINY, train=64, epochs=15)
     parts = roads.load(config)
     net = roads.build(config, parts)
@@ -198,11 +224,68 @@ def test_the_claim_is_a_record_and_reads_no_shifted_mask(monkeypatch):
     blind = replace(parts, test=roads.Tiles(parts.test.x, ~parts.test.y))
     ours = reproduction.remember("ittt", "roads 0", lambda: {})  # kept by the claim
     monkeypatch.setattr(roads, "load", lambda config: blind)
+    kept &= {"it3 16", road_claim.STREAMED}
     theirs = road_claim.rows(0)
     for name in ("it3 16", road_claim.STREAMED):
         for where in road_claim.SHIFTED:
             assert ours[name][where]["marked"] == theirs[name][where]["marked"]
     assert ours["it3 16"]["noise 1"]["quality"] != theirs["it3 16"]["noise 1"]["quality"]
+
+
+# ---- why steps harm
+
+
+class Toy(nn.Module):
+    """Logits 4 x + 2 signal of the first channel and the last."""
+
+    def forward(self, x):
+        return 4 * x[:, :1] + 2 * x[:, 3:]
+
+
+def test_what_is_asked_of_each_tile():
+    net = ITTT(Toy(), "channel", task="binary", neutral=-1.0)
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.rand(3, 3, 16, 16, generator=draw), torch.rand(3, 1, 16, 16, generator=draw) > 0.6
+    found = road_causes.asked(net, roads.Tiles(x, y), 1.0)
+    first, true = 4 * x[:, :1] - 2, y.float()
+    own = first.sigmoid()
+    gap = (4 * x[:, :1] + 2 * own).sigmoid() - own
+    for i in range(3):
+        error = true[i] - own[i]
+        cosine = (gap[i] * error).sum() / (gap[i].norm() * error.norm())
+        assert found["toward"][i] == pytest.approx(float(cosine), abs=1e-5)
+        assert found["own"][i] == pytest.approx(float(gap[i].abs().mean()), rel=1e-5)
+        moved = ((4 * x[i, :1] + 2 * true[i]).sigmoid() - true[i]).abs().mean()
+        assert found["true"][i] == pytest.approx(float(moved), rel=1e-5)
+        assert found["empty"][i] == pytest.approx(float((4 * x[i, :1]).sigmoid().mean()), rel=1e-5)
+    assert found["missed"] == pytest.approx((100 - scores(first > 0, y, 1.0).quality).tolist())
+    assert found["gap"] == pytest.approx(net.gap(x).tolist(), rel=1e-5)
+
+
+def test_conditions_of_the_direction():
+    right = {
+        "toward": [0.1, 0.2, 0.3, 0.2], "true": [0.1, 0.2, 0.1, 0.1], "empty": [0.4, 0.4, 0.5, 0.4],
+        "own": [0.1] * 4, "gap": [0.1, 0.2, 0.3, 0.4], "missed": [10.0, 20.0, 30.0, 45.0],
+    }  # fmt: skip
+    wrong = right | {"toward": [-0.1, 0.1, 0.2, -0.2], "true": right["empty"], "empty": right["true"]}
+    wrong["missed"] = right["missed"][::-1]
+    met = road_causes.conditions_of({"noise": right, "haze": wrong})
+    assert [holds for condition, holds in met.items() if condition.endswith("noise")] == [True] * 3
+    assert [holds for condition, holds in met.items() if condition.endswith("haze")] == [False] * 3
+
+
+def test_the_direction_is_a_record(monkeypatch):
+    monkeypatch.setattr(road_causes, "RECIPE", TINY)
+    kept = ("not adapted", "2 steps")
+    monkeypatch.setattr(road_causes, "OPERATIONS", {name: road_causes.OPERATIONS[name] for name in kept})
+    record = results.claim(
+        paper="ittt", id="roads-direction", command="uv run --package ittt ittt reproduce roads-direction",
+        wall_s=1.0, preset="none", **road_causes.claim(2),
+    )  # fmt: skip
+    assert results.check(record) == []
+    assert record["threshold"] == 6
+    assert record["statistic"] == sum(record["details"]["conditions"].values())
+    assert set(record["arms"]) == {f"{name}, {kind}" for name in kept for kind in ("clean", *roads.KINDS)}
 
 
 # ---- the verbs
@@ -248,12 +331,12 @@ def test_a_folder_of_images_gets_masks_of_their_sizes(run, capsys):
     parts = roads.load(ROADS["smoke"][0])
     one = parts.test.x[0]
     images.write(Path("photos/one.png"), one, 0.0, 1.0)
-    images.write(Path("photos/wide.png"), torch.cat([one, one], 2)[:, :50, :100], 0.0, 1.0)
+    images.write(Path("photos/wide.png"), torch.cat([one, one], 2)[:, :25, :50], 0.0, 1.0)
     assert main(["adapt", "photos", "--run", str(run), "--adapt.steps", "0", "--adapt.abstain", "0"]) == 0
     assert "2 images" in capsys.readouterr().out
     masks = {name: images.read(Path(f"adapted-masks/{name}.png"), "grey") for name in ("one", "wide")}
-    assert masks["one"].shape == (1, 64, 64)
-    assert masks["wide"].shape == (1, 50, 100)
+    assert masks["one"].shape == (1, 32, 32)
+    assert masks["wide"].shape == (1, 25, 50)
     assert set(masks["one"].flatten().tolist()) <= {0, 255}
     work = restored(run)
     stored = images.read(Path("photos/one.png")).float() / 255
@@ -320,11 +403,18 @@ def test_adapting_leaves_the_network_as_it_was(run):
     assert all(torch.equal(value, before[name]) for name, value in work.net.state_dict().items())
 
 
+def test_report_shows_every_condition(run, capsys):
+    assert main(["report", "--run", str(run)]) == 0
+    words = Path(capsys.readouterr().out.strip()).read_text()
+    assert all(name in words for name in ("noise 2", "haze 4", "gravel", "gap before"))
+    assert images.read(run / "samples" / "inputs.png").shape[1] > 7 * 32
+
+
 def test_a_picture_shows_every_condition(run, capsys):
     assert main(["picture", "roads", "--run", str(run)]) == 0
     picture = images.read(Path("roads.png"))
-    assert picture.shape[1] > 5 * 2 * 64  # input, road, before, after, gap
-    assert picture.shape[2] > 7 * 2 * 64
+    assert picture.shape[1] > 5 * 2 * 32  # input, road, before, after, gap
+    assert picture.shape[2] > 7 * 2 * 32
     assert float(picture.float().std()) > 10
     assert main(["picture", "roads", "--run", str(run), "--out", "x.svg"]) == 2
     assert "must end in .png" in capsys.readouterr().err

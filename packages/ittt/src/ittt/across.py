@@ -44,7 +44,7 @@ def named(chosen: Mapping[str, Task]) -> str:
 
 def anchor_matters(seeds: int, names: Sequence[str] = ()) -> dict[str, Any]:
     """E2: error with F not frozen minus error with F frozen, in every group and at every level judged."""
-    chosen = tasks(names)
+    chosen = {name: task for name, task in tasks(names).items() if task.anchor}
     found = {name: anchors(task, task.trials(seeds)) for name, task in chosen.items()}
     cells, single = {}, {}
     for group, members in by_group(chosen).items():
@@ -177,7 +177,7 @@ def no_harm(seeds: int, names: Sequence[str] = ()) -> dict[str, Any]:
         "criterion": f"upper end of the 95 % interval of the relative harm below {BOUND:g} % in every task "
         "at every batch size (ours is the worst; the statistic is the margin left)",
         "statistic": BOUND - bounds[worst], "threshold": 0.0,
-        "explanation": f"Not shown below {BOUND:g} %: {'; '.join(over)}." if over else "",
+        "explanation": not_shown({cell: harms[cell] for cell in over}, rates) if over else "",
         "details": {
             "causes_on_clean_data_without_a_safeguard": {
                 name: cause(task, task.trials(seeds), task.clean) for name, task in chosen.items()
@@ -204,6 +204,23 @@ def no_harm(seeds: int, names: Sequence[str] = ()) -> dict[str, Any]:
             },
         },
     }  # fmt: skip
+
+
+def not_shown(
+    harms: Mapping[str, Sequence[float]], rates: Mapping[str, Mapping[int, Sequence[float]]]
+) -> str:
+    """The cells that are not below the bound: is the change large or only unsure, and at what rates."""
+    parts = []
+    for cell, values in harms.items():
+        name, _, size = cell.rpartition(", batch ")
+        told, own = facts(values), rates[name][int(size)]
+        what = "itself too large" if told["mean"] >= BOUND else "small but unsure"
+        parts.append(
+            f"{cell}: {told['mean']:+.2f} ± {told['se']:.2f} %, upper end {told['high']:.2f} %, {what}, "
+            f"higher for {sum(value > 0 for value in values)} of {len(values)} networks; "
+            f"{sum(map(bool, own))} of them adapted, at rates up to {max(own):g}"
+        )
+    return f"Not shown below {BOUND:g} %: {'; '.join(parts)}."
 
 
 def guarded(task: Task, trials: Sequence[Trial], rates: Mapping[int, tuple[float, ...]]) -> dict[int, Table]:

@@ -53,7 +53,9 @@ PAPER = Paper(
             config.PictureConfig,
         ),
         "report": Verb(
-            "One self-contained HTML page about a run.", "ittt.verbs:write_report", config.ReportConfig
+            "One page about a run: error and gap before and after by severity, and pictures of the inputs.",
+            "ittt.page:write_report",
+            config.ReportConfig,
         ),
     },
 )

@@ -132,7 +132,8 @@ class AdaptConfig:
 @dataclass(frozen=True)
 class EvaluateConfig:
     """Errors of a trained network on its test rows with missing entries, by every method that applies; of
-    faces in and out of range, or of roads clean and shifted, where the run is one of --task."""
+    images clean and corrupted where the run is on images, of faces in and out of range, or of roads clean and
+    shifted, where it is one of --task."""
 
     run: str = "latest"
     """Run folder of a trained network, or latest."""

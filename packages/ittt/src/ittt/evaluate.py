@@ -1,6 +1,6 @@
 """`ittt evaluate`: every method that applies to a trained table network, over levels and batch sizes.
 
-Runs of `--task` are told apart and left to `tasks`.
+Runs of `--task` and on images are told apart and left to `tasks` and `image_verbs`.
 """
 
 from pathlib import Path
@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from paperkit.run import write_json
 
-from ittt import data, tasks
+from ittt import data, image_verbs, tasks
 from ittt.baselines import Predict, method
 from ittt.config import EvaluateConfig
 from ittt.data import Rows
@@ -20,6 +20,8 @@ def evaluate(config: EvaluateConfig) -> Path:
     """Print errors by method, level and batch size, and write evaluation.json into the run folder."""
     if tasks.is_task_run(config.run):
         return tasks.evaluate(config)
+    if image_verbs.is_image_run(config.run):
+        return image_verbs.evaluate(config)
     trained = load(config.run)
     rows = data.load(trained.config)
     found: dict[str, dict[str, dict[str, float]]] = {}

@@ -34,7 +34,7 @@ WIDTHS = (8, 16, 32, 64)
 class Faces:
     """Images in [0, 1], and ages in units of `YEARS`."""
 
-    x: Float[Tensor, "n 3 64 64"]
+    x: Float[Tensor, "n 3 side side"]
     y: Float[Tensor, "n 1"]
 
 

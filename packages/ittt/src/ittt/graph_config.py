@@ -104,6 +104,8 @@ class GraphAdaptConfig:
     """Shapes that are adapted to together; 0 = all."""
     adapt: Settings = field(default_factory=lambda: Settings(steps=1, lr=2e-4, abstain=0.1))
     """How."""
+    no_harm: bool = True
+    """Lower the learning rate of --adapt until the run's held-out shapes show a harm of at most 1 %."""
 
     def __post_init__(self):
         at_least(0, batch=self.batch)

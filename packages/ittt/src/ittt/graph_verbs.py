@@ -17,7 +17,11 @@ def adapt_shapes(config: GraphAdaptConfig) -> Path:
     """Adapt to the shapes of a folder and write what came of each, in the labels' own units."""
     trained = graphs.restored(config.run)
     names, found = read_shapes(Path(config.shapes), trained)
-    adapter = trained.net.adapter(config.adapt, trained.calibration)
+    settings = config.adapt
+    if config.no_harm:
+        settings = graphs.without_harm(trained.net, *graphs.load(trained.config), settings, config.batch)
+        print(f"no harm: learning rate {settings.lr:g}")
+    adapter = trained.net.adapter(settings, trained.calibration)
     written: list[dict[str, Any]] = []
     step = config.batch or len(found)
     for start in range(0, len(found), step):

@@ -27,6 +27,7 @@ from ittt.inject import extra_inputs
 from ittt.inputs import Batch
 from ittt.loop import decay, descend, go_through
 from ittt.model import ITTT
+from ittt.settings import Settings
 from ittt.train import ROWS, SUBTITLE, TITLE, parameters, row_error
 
 with quiet():
@@ -236,14 +237,19 @@ def settings_of(net: ITTT, shapes: Shapes, parts: Parts, config: GraphConfig, ru
     """The configuration, with the learning rate of the no-harm rule where it is asked for."""
     if not config.no_harm:
         return config
+    adapt = without_harm(net, shapes, parts, config.adapt, config.adapt_batch)
+    run.say(f"no harm   lr {adapt.lr:g}")
+    return replace(config, adapt=adapt)
+
+
+def without_harm(net: ITTT, shapes: Shapes, parts: Parts, settings: Settings, size: int) -> Settings:
+    """The settings with the learning rate of the no-harm rule, for batches of `size` (0: all shapes)."""
     device = next(net.parameters()).device
     clean = [
         (shapes.batch(rows).to(device), shapes.y[rows].to(device))
-        for rows in parts.clean.split(config.adapt_batch or len(parts.clean))
+        for rows in parts.clean.split(size or len(parts.clean))
     ]
-    lr = harmless_lr(net, clean, config.adapt, row_error)
-    run.say(f"no harm   lr {lr:g}")
-    return replace(config, adapt=replace(config.adapt, lr=lr))
+    return replace(settings, lr=harmless_lr(net, clean, settings, row_error))
 
 
 def errors(

@@ -1,23 +1,16 @@
-"""The trained image networks of all claims, one per data set, norm and seed, and the tasks made of them.
+"""The trained image networks of all claims, one per data set, norm and seed, and the tasks made of them."""
 
-Networks are kept below runs/ by their configuration and the modules that decide their weights, so that a
-claim finds those that another one, or a killed try, has trained.
-"""
-
-import hashlib
-import json
 from collections.abc import Sequence
 from functools import cache, partial
-from pathlib import Path
 
 from jaxtyping import Float, Int64
 from paperkit import UserError, rng
-from paperkit.run import RunOptions, read_json, runs_folder, to_json
 from torch import Tensor
 
 from ittt import images, inject, model
 from ittt import task as task_module
 from ittt.image_config import ImageConfig
+from ittt.kept import kept
 from ittt.model import ITTT
 from ittt.protocol import PRESENCE, Task, Trial
 from ittt.settings import Settings
@@ -51,19 +44,8 @@ def recipe(data: str, norm: str, seed: int, presence: bool = TOLD) -> ImageConfi
 def network(data: str, norm: str, seed: int, presence: bool = TOLD) -> ITTT:
     """A trained network, ready to be asked; trained now where it is not kept."""
     config = recipe(data, norm, seed, presence)
-    place = _place(config)
-    if not (place / "manifest.json").exists():
-        images.train(config, RunOptions(out=str(place), device="cpu"))
-    elif read_json(place / "manifest.json").get("state") != "finished":
-        images.train(config, RunOptions(resume=str(place), device="cpu"))
-    return images.restored(place)[0]
-
-
-def _place(config: ImageConfig) -> Path:
-    digest = hashlib.sha256(json.dumps(to_json(config), sort_keys=True).encode())
-    for module in (images, inject, model, task_module):
-        digest.update(Path(str(module.__file__)).read_bytes())
-    return runs_folder("ittt") / "networks" / f"{config.data}-{config.norm}-{digest.hexdigest()[:12]}"
+    modules = (images, inject, model, task_module)
+    return images.restored(kept(config, f"{data}-{norm}", modules, images.train))[0]
 
 
 def at_hand(names: Sequence[str]) -> list[str]:

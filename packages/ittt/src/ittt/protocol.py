@@ -40,6 +40,7 @@ GROUPS: dict[str, str] = {
     "tables": "ittt.tables:tasks",
     "digits": "ittt.digits:tasks",
     "images": "ittt.image_tasks:tasks",
+    "graphs": "ittt.graph_tasks:tasks",
 }
 """Tasks of the claims over every task: a group's name -> "module:function", which returns its tasks."""
 
@@ -75,7 +76,7 @@ class Task:
     shifted: tuple[str, ...]
     """Levels that claims about shifts are made of."""
     anchor: tuple[str, ...]
-    """Levels at which the claim about the frozen anchor is judged (spec E2)."""
+    """Levels at which the claim about the frozen anchor is judged (spec E2); none where it is not."""
     sizes: tuple[int, ...]
     """Test inputs that are adapted to together: the main number, then others that must not be harmed."""
     settings: Settings = PAPER

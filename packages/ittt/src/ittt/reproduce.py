@@ -32,6 +32,7 @@ CLAIMS: dict[str, str] = {
     "retrofit": "ittt.retrofit:claim",
     "faces": "ittt.face_claim:claim",
     "roads": "ittt.road_claim:claim",
+    "roads-direction": "ittt.road_causes:claim",
     "airfoils": "ittt.graph_claims:airfoils",
     "cars": "ittt.graph_claims:cars",
 }
@@ -40,6 +41,7 @@ SEEDS: dict[str, int] = {
     "anchor-matters": 20, "tables": 20, "no-harm": 20, "controls": 20,
     "online": 10, "sensitivity": 10, "presence": 10,
     "official-mnist": 8, "retrofit": 3, "faces": 3, "images-presence": 3,
+    "roads-direction": 2,
 }  # fmt: skip
 """How many seeds a claim takes unless the command says otherwise; five where it is not listed."""
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from paperkit import reproduction
+from paperkit import reproduction, results
 from torch import Tensor, nn
 
 from ittt import roads
@@ -223,6 +223,9 @@ def why(each: Sequence[Mapping[str, Any]], judged: Mapping[str, Mapping[str, flo
         wanted = [f"{kind} {level}" for level in LEVELS]
         return mean([value for found in each for value in tiles_of(found[name], "marked", wanted)])
 
+    def of(name: str) -> list[float]:
+        return [value for found in each for value in tiles_of(found[name], "quality")]
+
     least = [name for name, fact in judged.items() if fact["t"] < 2]
     parts = [
         f"under {kind} the network marks {marked('none', kind):.1f} % of a tile as road, with steps "
@@ -230,7 +233,23 @@ def why(each: Sequence[Mapping[str, Any]], judged: Mapping[str, Mapping[str, flo
         for kind in KINDS
     ]
     road = 100 * float(share(roads.load(RECIPE).test.y).mean())
+    harm = "; ".join(
+        f"{name} {mean([a - b for a, b in zip(of(name), of('none'), strict=True)]):+.1f}"
+        for name in each[0] if name not in ("rate", "gap", "none")
+    )  # fmt: skip
     return (
         f"No gain by two standard errors: {', '.join(least)}. Of the test tiles {road:.1f} % are road; "
-        f"{'; '.join(parts)}."
+        f"{'; '.join(parts)}. Rank correlation over tiles of the gap and what is missed of the quality: "
+        f"{told_by_gap(each):+.2f}. Change of the quality: {harm}. Why: the claim roads-direction."
     )
+
+
+def told_by_gap(each: Sequence[Mapping[str, Any]]) -> float:
+    """Rank correlation of gap and 100 - quality, not adapted, over shifted tiles of all seeds."""
+    pairs = [
+        (gap, 100 - quality)
+        for found in each
+        for name in SHIFTED
+        for gap, quality in zip(found["gap"][name], found["none"][name]["quality"], strict=True)
+    ]
+    return results.spearman(*zip(*pairs, strict=True)).rho

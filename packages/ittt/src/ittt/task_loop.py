@@ -142,9 +142,12 @@ def train(work: Work, options: RunOptions, preset: str = "") -> Path:
     )
     if run.main:
         net.eval().requires_grad_(False)
-        size = config.adapt_batch
+        size, settings = config.adapt_batch, config.adapt
+        if config.no_harm:
+            settings = work.without_harm(settings, size)
+            run.say(f"no harm   lr {settings.lr:g}")
         told = f"{work.metric}, batches of {size}\n" + table(
-            {words: work.measured(name, of_row(name, config.adapt), size) for name, words in ROWS.items()}
+            {words: work.measured(name, of_row(name, settings), size) for name, words in ROWS.items()}
         )
         run.say(told)
         run.say(f"report    {report.write(run.folder, TITLE, SUBTITLE, notes=told)}")

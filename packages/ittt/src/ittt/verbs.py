@@ -1,4 +1,4 @@
-"""The verbs `adapt` and `report`."""
+"""The verbs `adapt` and `picture`."""
 
 import csv
 import json
@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from paperkit import UserError, report
-from paperkit.run import atomic, find
+from paperkit import UserError
+from paperkit.run import atomic
 from torch import Tensor
 
 from ittt import data, sensitivity, tasks
-from ittt.config import AdaptConfig, PictureConfig, ReportConfig
+from ittt.config import AdaptConfig, PictureConfig
 from ittt.image_verbs import adapt_images, is_image_run
-from ittt.train import SUBTITLE, TITLE, calibrated, load, without_harm
+from ittt.train import calibrated, load, without_harm
 
 
 def adapt_rows(config: AdaptConfig) -> Path:
@@ -113,13 +113,6 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
         writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-
-
-def write_report(config: ReportConfig) -> Path:
-    """`ittt report`: the run's page."""
-    path = report.write(find("ittt", config.run), TITLE, SUBTITLE)
-    print(path)
-    return path
 
 
 def write_picture(config: PictureConfig) -> Path:

@@ -39,9 +39,9 @@ def write(
 ) -> Path:
     """Write `report.html` into a run folder from what lies there; returns its path.
 
-    `claims` are records of `paperkit.results`. `notes` are paragraphs apart by an empty line. Needs
-    `manifest.json`; configuration, metrics and pictures are shown where they are. Raises `UserError` for a
-    folder without a manifest and for a file that cannot be read.
+    `claims` are records of `paperkit.results`. `notes` are paragraphs apart by an empty line, or tables as
+    text. Needs `manifest.json`; configuration, metrics and pictures are shown where they are. Raises
+    `UserError` for a folder without a manifest and for a file that cannot be read.
     """
     folder = Path(run)
     manifest = _json(folder / "manifest.json")
@@ -52,9 +52,7 @@ def write(
         _samples(_series(folder / "samples")),
         _claims(claims),
         _curves(_metrics(folder / "metrics.jsonl")),
-        _section(
-            "Notes", *(f"<p>{escape(text)}</p>" for text in re.split(r"\n\s*\n", notes.strip()) if text)
-        ),
+        _section("Notes", *(_note(text) for text in re.split(r"\n\s*\n", notes.strip()) if text)),
         _repeat(manifest),
         _records(config, manifest),
     ]
@@ -272,6 +270,11 @@ def _picture(name: str, step: int | None, data: bytes, width: int, height: int) 
         f'alt="{escape(alt)}" width="{width}" height="{height}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
+
+
+def _note(text: str) -> str:
+    """A paragraph; columns that spaces align (a table as text) stay as they are."""
+    return f"<pre>{escape(text)}</pre>" if "\n" in text and "   " in text else f"<p>{escape(text)}</p>"
 
 
 def _curves(curves: Mapping[str, Sequence[Point]]) -> str:
