@@ -14,7 +14,8 @@ from flexpredict import train as train_module
 from flexpredict.cli import main
 from flexpredict.config import DIGITS, TRAIN, NetConfig, PositionConfig
 from flexpredict.probes import Split
-from flexpredict.train import build, groups, stuck, train
+from flexpredict.step import build, groups
+from flexpredict.train import stuck, train
 from paperkit import UserError, images
 from paperkit.run import RunOptions, checkpoints, load_checkpoint, read_metrics
 

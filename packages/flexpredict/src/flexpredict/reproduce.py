@@ -22,6 +22,8 @@ CLAIMS: dict[str, str] = {
     "world-size": "flexpredict.claims:world_size",
     "toy-collapse": "flexpredict.toy:claim",
     "learns": "flexpredict.learns:claim",
+    "learns-cifar10": "flexpredict.learns:cifar_claim",
+    "learns-tiny-imagenet": "flexpredict.learns:tiny_claim",
 }
 """Result file -> "module:function"; imported when it is run."""
 SEEDS = 5

@@ -5,23 +5,24 @@ import time
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
-from paperkit import UserError, images, parallel, report, rng
+from paperkit import UserError, images, parallel, report
 from paperkit.device import choose
-from paperkit.run import Run, RunOptions, fill
-from torch import Tensor, nn
+from paperkit.run import Run, RunOptions, fill, write_json
+from torch import nn
 
-from flexpredict import data, diagnostics, masks, method
+from flexpredict import data, diagnostics, method
 from flexpredict.checkpoints import own_predictor, read, sizes_of
 from flexpredict.config import TrainConfig
-from flexpredict.masks import Masks
-from flexpredict.model import Encoder, Learner, patches
-from flexpredict.probing import Probe, probe_set, table
+from flexpredict.model import Encoder, Learner
+from flexpredict.probing import probe_set, table
+from flexpredict.step import build, first_state, gradient, groups, hidden, schedule
 
 TITLE = "StoP / FlexPredict: stochastic positions in masked image modelling"
 SUBTITLE = "arXiv 2308.00566"
 SHOWN = 12
 """Images in a picture."""
+PROBES = "probes.json"
+"""File of a run with the figures of its last table."""
 
 
 def train(config: TrainConfig, options: RunOptions | None = None, preset: str = "") -> Path:
@@ -38,9 +39,7 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
 
     # What is learned, and from what.
     source = data.open_source(config)
-    rng.seed_everything(config.seed)
-    learner = build(config, source.shape).to(device.device)
-    average = copy.deepcopy(learner.encoder).requires_grad_(False).eval()
+    learner, average = first_state(config, source.shape, device.device)
     if config.weights:
         start_from(config.weights, learner, average)
     initial = copy.deepcopy(average)
@@ -71,13 +70,9 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
             # One step: hide blocks, predict them at noisy positions, follow the encoder slowly.
             schedule(optimiser, config, step)
             x = next(stream).to(device.device, non_blocking=True)
-            chosen, normal = hidden(config, learner, step)
-            with device.autocast():
-                loss, variance = objective(config, learner, average, x, chosen, normal)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            parallel.average_gradients(learner.parameters())
-            value = float(parallel.average(loss.detach()))
+            chosen, noise = hidden(config, learner, step)
+            loss, variance = gradient(config, learner, average, x, chosen, noise, device)
+            value = float(loss)
             run.check(step, value, advice="try a lower --lr or a longer --warmup")
             optimiser.step()
             method.update_average(average, learner.encoder, method.momentum(step, config.steps, *config.ema))
@@ -116,28 +111,15 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
                 }  # fmt: skip
                 run.save(step, groups_, {"optimiser": optimiser.state_dict()}, config.keep)
     if run.main:
-        told = ending(probe, initial, average, run.metrics()[-1]["target_variance"])
+        found = probe.compare(initial, average) if probe else {}
+        write_json(run.folder / PROBES, found)
+        told = ending(found, run.metrics()[-1]["target_variance"])
         run.say(told)
         run.say(f"report    {report.write(run.folder, TITLE, SUBTITLE, notes=told)}")
     return run.folder
 
 
 # ---- the parts ---------------------------------------------------------------------------------------------
-
-
-def build(config: TrainConfig, shape: tuple[int, int, int]) -> Learner:
-    """The networks for images of (channels, height, width). Raises `UserError` where the sizes do not fit."""
-    channels, height, width = shape
-    patch = config.net.patch
-    if height % patch or width % patch:
-        near = max(patch, round(height / patch) * patch)
-        raise UserError(
-            f"images of {height}x{width} do not divide into patches of {patch}: --size {near}, or another "
-            "--net.patch"
-        )
-    grid = (height // patch, width // patch)
-    masks.check(config.masks, grid)
-    return Learner(config, channels, grid)
 
 
 def start_from(file: str, learner: Learner, average: Encoder) -> None:
@@ -150,65 +132,6 @@ def start_from(file: str, learner: Learner, average: Encoder) -> None:
     fill(average, found.encoder_weights("target"), file)
     if found.predictor is not None:
         fill(learner.predictor, own_predictor(found.predictor), file)
-
-
-def groups(learner: Learner, config: TrainConfig) -> list[dict[str, object]]:
-    """AdamW's groups: weights that decay, and those that do not (biases, norms; A where asked)."""
-    a = {id(learner.predictor.predictor_embed.weight)}
-    if learner.predictor.position.own is not None:
-        a.add(id(learner.predictor.position.own.weight))
-    learned = [p for p in learner.parameters() if p.requires_grad]
-    plain = [p for p in learned if p.ndim < 2 or (id(p) in a and not config.decay_projection)]
-    spared = set(map(id, plain))
-    return [
-        {"params": [p for p in learned if id(p) not in spared], "decays": True},
-        {"params": plain, "decays": False, "weight_decay": 0.0},
-    ]
-
-
-def schedule(optimiser: torch.optim.Optimizer, config: TrainConfig, step: int) -> None:
-    """Set learning rate and decay for a step (from 1)."""
-    at = min(step, config.freeze or step)
-    rate = method.learning_rate(at, config.steps, config.warmup, config.lr_start, config.lr, config.lr_final)
-    decay = method.cosine(at, config.steps, config.decay, config.decay_final)
-    for group in optimiser.param_groups:
-        group["lr"] = rate
-        group["weight_decay"] = decay if group["decays"] else 0.0
-
-
-def hidden(config: TrainConfig, learner: Learner, step: int) -> tuple[Masks, Tensor | None]:
-    """This process's masks of a step and the standard normal numbers for its masked tokens."""
-    device = learner.encoder.pos_embed.device
-    rank, size = parallel.world()
-    part = config.batch // size
-    rows = range(rank * part, (rank + 1) * part)
-    chosen = masks.sample(
-        config.masks, learner.encoder.grid, config.batch, config.seed, step, slice(rows.start, rows.stop)
-    )
-    position = learner.predictor.position
-    if position.source == "none":
-        return chosen.to(device), None
-    shape = position.noise_shape(*chosen.targets.shape[1:])
-    return chosen.to(device), method.keyed_normal(rows, shape, config.seed, step).to(device)
-
-
-def objective(
-    config: TrainConfig,
-    learner: Learner,
-    average: Encoder,
-    x: Float[Tensor, "b c h w"],
-    chosen: Masks,
-    normal: Float[Tensor, "b m n1 z"] | None,
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """(loss, variance of the targets between images) of one batch."""
-    with torch.no_grad():
-        seen = average(x) if config.objective == "features" else patches(x, config.net.patch)
-        everywhere = method.target(seen)
-        wanted = method.gather(everywhere, chosen.targets)
-        variance = diagnostics.target_variance(everywhere)
-    predicted = learner(x, chosen, normal)
-    loss = method.prediction_loss if config.objective == "features" else method.pixel_loss
-    return loss(predicted, wanted), variance
 
 
 def stuck(config: TrainConfig, step: int, variance: float) -> str:
@@ -231,9 +154,9 @@ def draw(run: Run, step: int, learner: Learner, source: data.Source, config: Tra
     images.write(run.folder / "samples" / f"{step:08d}.png", picture)
 
 
-def ending(probe: Probe | None, initial: Encoder, average: Encoder, variance: float) -> str:
+def ending(probes: dict[str, dict[str, float]], variance: float) -> str:
     """The last words of a run: probes beside random weights and raw pixels, and the targets' variance."""
-    told = table(probe.compare(initial, average)) if probe else "no probe"
+    told = table(probes) if probes else "no probe"
     return (
         f"{told}\ntarget variance {variance:.2f} (0 = the targets tell positions only, and a low loss means "
         "nothing; 1 = content only)"
@@ -261,7 +184,7 @@ def position_words(config: TrainConfig, learner: Learner) -> str:
         return "no noise (deterministic)"
     return (
         f"{position.source}, standard deviation {position.std:.4g} (variance {position.std**2:.4g}), "
-        f"mode {position.mode}"
+        f"mode {position.mode}, {config.position.tokens} tokens"
     )
 
 
