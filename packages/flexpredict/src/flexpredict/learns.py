@@ -64,6 +64,7 @@ class Learnt:
             **{
                 f"{name}, {part}, {key}": self.values(name, part, key)
                 for name in ARMS for part in PARTS for key in (self.linear, "knn", "rankme")
+                if key in self.found[name][0][part]
             },
             **{f"{name}, target variance": self.variances(name) for name in ARMS},
         }  # fmt: skip

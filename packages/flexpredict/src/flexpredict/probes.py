@@ -83,8 +83,8 @@ def ridge(split: Split, penalty: float = 0.01) -> float:
     `penalty` is that on |w|^2 beside the mean of the squared errors.
     """
     mean, std = _moments(split.x)
-    x, x_test = ((each.double() - mean) / std for each in (split.x, split.x_test))
-    wanted = F.one_hot(split.y).double()
+    x, x_test = (((each.double() - mean) / std).float() for each in (split.x, split.x_test))
+    wanted = F.one_hot(split.y).float()
     system = x.T @ x + penalty * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
     weights = torch.linalg.solve(system, x.T @ (wanted - wanted.mean(0)))
     return accuracy((x_test @ weights + wanted.mean(0)).argmax(1), split.y_test)
