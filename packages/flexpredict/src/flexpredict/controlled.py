@@ -1,8 +1,8 @@
 """The claim `controlled` (E6): how much is the method, how much the augmentation, how much the sampler.
 
-{deterministic, stochastic} x {crops, crops with flips, grey and blur} x {official, unbiased masks}, each with
-the same budget, tiny and on a CPU: the comparison that the paper does not have, at a size that settles nothing
-about ImageNet.
+{deterministic, stochastic} x {crops, crops with flips, grey and blur} x {official, unbiased masks}, all with
+the same budget, tiny and on a CPU: the comparison that the paper does not have, at a size that settles
+nothing about ImageNet.
 """
 
 import itertools

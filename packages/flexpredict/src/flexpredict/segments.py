@@ -49,7 +49,7 @@ def disk(radius: int) -> Mask:
 
 
 def clip_scores(found: Int[np.ndarray, "t h w"], true: Int[np.ndarray, "t h w"]) -> tuple[float, float]:
-    """(J, F) in % of a clip: means over objects and frames, the first and the last left out, as DAVIS does."""
+    """(J, F) in % of a clip: means over objects and frames, without the first and the last, as DAVIS does."""
     objects = [int(label) for label in np.unique(true[0]) if label]
     inner = range(1, len(true) - 1)
     pairs = [(found[t] == label, true[t] == label) for label in objects for t in inner]
