@@ -58,7 +58,7 @@ def clip(pictures: list[UInt8[Tensor, "3 h w"]], number: int) -> Clip:
     return Clip(torch.stack(frames), torch.stack(masks))
 
 
-def _places() -> Float[Tensor, "h w 2"]:
+def _places() -> Float[Tensor, "s s 2"]:
     """(x, y) of each pixel's centre in [0, 1]."""
     line = (torch.arange(SIDE) + 0.5) / SIDE
     return torch.stack(torch.meshgrid(line, line, indexing="xy"), -1)
@@ -72,8 +72,8 @@ def _crop(
 
 
 def _sample(
-    picture: UInt8[Tensor, "3 h w"], corner: tuple[float, float], places: Float[Tensor, "h w 2"]
-) -> Float[Tensor, "3 h w"]:
+    picture: UInt8[Tensor, "3 h w"], corner: tuple[float, float], places: Float[Tensor, "s s 2"]
+) -> Float[Tensor, "3 s s"]:
     height, width = picture.shape[1:]
     free = torch.tensor([width - 1.6 * SIDE, height - 1.6 * SIDE]).clamp_min(0)
     pixels = places * SIDE + torch.tensor(corner, dtype=torch.float32) * free

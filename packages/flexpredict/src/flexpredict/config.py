@@ -276,11 +276,12 @@ class EvaluateConfig:
 
     weights: Positional[str] = "latest"
     """Run folder, latest, or a checkpoint file of any layout that `inspect` reads."""
-    probe: Literal["all", "linear", "knn", "logistic"] = "all"
+    probe: Literal["all", "linear", "knn", "logistic", "davis"] = "all"
     """linear: heads over {last, last four layers} x {batch norm, none} x learning rates, chosen on held-out
-    training images; knn: 20 nearest; logistic: on a part of the labels."""
+    training images; knn: 20 nearest; logistic: on a part of the labels; davis: masks carried
+    through the clips of the folder --data, scored by J and F (no part of all)."""
     data: str = ""
-    """Set to probe on, with splits train and test; empty = the set of the run."""
+    """Set to probe on, with splits train and test, also clevr-count and clevr-dist; empty = the run's."""
     size: int = 0
     """Side in pixels to resize and crop to; 0 = that of the encoder's grid."""
     share: float = 0.01
@@ -292,7 +293,7 @@ class EvaluateConfig:
     epochs: int = 28
     """Epochs of the linear heads (the paper's for ViT-B and ViT-L)."""
     limit: int = 0
-    """Use this many training images, drawn at random; 0 = all."""
+    """Use this many training images, drawn at random (davis: the first clips); 0 = all."""
     batch: int = 256
     """Images per forward pass, and per step of the heads."""
     seed: int = 0

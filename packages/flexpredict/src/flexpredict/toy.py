@@ -93,15 +93,16 @@ def _why(passed: float, ratios: dict[str, list[float]]) -> str:
         for name, values in tied.items() if min(values) < TIED_LEAST
     )  # fmt: skip
     mean = {name: sum(values) / len(values) for name, values in ratios.items()}
+    later = mean["tied 1, twice the steps"]
+    falls = "goes on falling, to" if later < 0.8 * mean["tied 1"] else "does not go on falling: it is at"
     return (
-        f"Tied noise is asked to keep {TIED_LEAST} of A's initial norm at every level: {missed or 'it does'}. "
-        f"This is shrinkage, not collapse: A's norm falls by degrees with the noise ({mean['tied 0']:.2f}, "
-        f"{mean['tied 0.25']:.2f}, {mean['tied 0.5']:.2f}, {mean['tied 1']:.2f}), as the ridge formula says, "
-        f"while untied A is at {mean['untied 0.5']:.2f} at half of that noise. After twice the steps tied 1 "
-        f"is at {mean['tied 1, twice the steps']:.2f}. The ratio depends on where A starts: from half the "
-        f"norm tied 1 ends at {mean['tied 1, half the start']:.2f} of it, untied 0.5 at "
-        f"{mean['untied 0.5, half the start']:.2f}, so a floor in units of the start says little at the "
-        "loudest noise."
+        f"Tied noise has to keep {TIED_LEAST} of A's initial norm at every level: {missed or 'it does'}. "
+        f"A's norm falls by degrees with the noise ({mean['tied 0']:.2f}, {mean['tied 0.25']:.2f}, "
+        f"{mean['tied 0.5']:.2f}, {mean['tied 1']:.2f}), as ridge regression's does with its penalty; untied "
+        f"A is at {mean['untied 0.5']:.2f} at half of the loudest noise. With twice the steps tied 1 {falls} "
+        f"{later:.2f}. The ratio depends on where A starts: from half the norm tied 1 ends at "
+        f"{mean['tied 1, half the start']:.2f} of it, and untied 0.5 at "
+        f"{mean['untied 0.5, half the start']:.2f}."
     )
 
 

@@ -11,7 +11,7 @@ from paperkit.run import Run, RunOptions, fill, write_json
 from torch import nn
 
 from flexpredict import data, diagnostics, method
-from flexpredict.checkpoints import own_predictor, read, sizes_of
+from flexpredict.checkpoints import moments, own_predictor, read, sizes_of
 from flexpredict.config import TrainConfig
 from flexpredict.model import Encoder, Learner
 from flexpredict.probing import probe_set, table
@@ -40,12 +40,12 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
     # What is learned, and from what.
     source = data.open_source(config)
     learner, average = first_state(config, source.shape, device.device)
-    if config.weights:
-        start_from(config.weights, learner, average)
-    initial = copy.deepcopy(average)
     optimiser = torch.optim.AdamW(
         groups(learner, config), config.lr, fused=device.device.type in ("cuda", "cpu")
     )
+    if config.weights:
+        start_from(config.weights, learner, average, optimiser)
+    initial = copy.deepcopy(average)
     run = Run.open(
         "flexpredict", TITLE, config, options, preset, config.seed,
         device=str(device.device), precision=device.precision, parameters=parameters(learner),
@@ -122,8 +122,11 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
 # ---- the parts ---------------------------------------------------------------------------------------------
 
 
-def start_from(file: str, learner: Learner, average: Encoder) -> None:
-    """Fill the networks from a checkpoint file. Raises `UserError` that says what the file holds."""
+def start_from(file: str, learner: Learner, average: Encoder, optimiser: torch.optim.Optimizer) -> None:
+    """Fill the networks from a checkpoint file, and AdamW's moments where a released file has them.
+
+    Raises `UserError` that says what the file holds.
+    """
     found = read(file)
     sizes, own = found.sizes(), sizes_of(learner.encoder.state_dict(), "the configuration")
     if sizes != own:
@@ -132,6 +135,11 @@ def start_from(file: str, learner: Learner, average: Encoder) -> None:
     fill(average, found.encoder_weights("target"), file)
     if found.predictor is not None:
         fill(learner.predictor, own_predictor(found.predictor), file)
+    known = dict(learner.named_parameters())
+    for name, state in moments(found).items():
+        if name in known and known[name].requires_grad:
+            device = known[name].device
+            optimiser.state[known[name]] = {key: value.float().to(device) for key, value in state.items()}
 
 
 def stuck(config: TrainConfig, step: int, variance: float) -> str:
@@ -189,18 +197,25 @@ def position_words(config: TrainConfig, learner: Learner) -> str:
 
 
 def describe(config: TrainConfig) -> dict[str, str]:
-    """What `--dry-run` adds: the data, the networks, the number of epochs."""
-    opened = data.open_split(config, "train", download=False)
-    first, size = opened[0][0], config.size
-    if config.recipe != "none":
-        shape = (3, size or data.RECIPE_SIZE, size or data.RECIPE_SIZE)
+    """What `--dry-run` adds: the data, the networks, the number of epochs.
+
+    A set that is not at hand is said to be missing where the recipe alone tells the images' size.
+    """
+    length = f"{config.steps:,} steps of {config.batch:,} images"
+    side = config.size or data.RECIPE_SIZE
+    shape = (3, side, side)
+    try:
+        opened = data.open_split(config, "train", download=False)
+    except UserError as error:
+        if config.recipe == "none":
+            raise
+        said = f"not at hand: {error}"
     else:
-        shape = (len(first), size or first.shape[1], size or first.shape[2])
+        if config.recipe == "none":
+            first = opened[0][0]
+            shape = (len(first), config.size or first.shape[1], config.size or first.shape[2])
+        said = f"{opened}, images {'x'.join(map(str, shape))}"
+        length += f" ({config.steps * config.batch / len(opened):.0f} epochs)"
     with torch.device("meta"):
         learner = build(config, shape)
-    epochs = config.steps * config.batch / len(opened)
-    return {
-        "data": f"{opened}, images {'x'.join(map(str, shape))}",
-        "network": words(learner),
-        "length": f"{config.steps:,} steps of {config.batch} images ({epochs:.0f} epochs)",
-    }
+    return {"data": said, "network": words(learner), "length": length}
