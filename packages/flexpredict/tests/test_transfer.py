@@ -227,8 +227,9 @@ def test_released_moments_find_their_parameters():
     ours = torch.optim.AdamW(learner.parameters(), 1e-3)
     ours.step()
     own = {name: ours.state[p] for name, p in learner.named_parameters()}
-    source = checkpoints.Checkpoint("x", "run", learner.encoder.state_dict(), learner.encoder.state_dict(),
-                                    checkpoints._published_predictor(learner.predictor.state_dict()))  # fmt: skip
+    encoder, predictor = learner.encoder.state_dict(), learner.predictor.state_dict()
+    published = checkpoints._published_predictor(predictor)
+    source = checkpoints.Checkpoint("x", "run", encoder, encoder, published)
     write(source, "stop", Path("plain.pth"))
     content = torch.load("plain.pth", weights_only=True)
     state, sizes, number = {}, [], 0
