@@ -38,6 +38,12 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
         torch.set_num_threads(1)  # its steps are too short to share
 
     # What is learned, and from what.
+    share = len(parallel.shard(torch.arange(config.batch)))
+    if share % config.accumulate:
+        raise UserError(
+            f"--accumulate {config.accumulate} does not divide a process's {share} images: choose a divisor of "
+            f"{share}"
+        )
     source = data.open_source(config)
     learner, average = first_state(config, source.shape, device.device)
     optimiser = torch.optim.AdamW(
