@@ -100,7 +100,8 @@ def test_labels_follow_a_patch_that_moves():
     features = torch.eye(12).reshape(1, 3, 4, 12).repeat(3, 1, 1, 1)
     features[1], features[2] = features[0].roll(1, 1), features[0].roll(2, 1)
     first = torch.zeros(2, 3, 4)
-    first[1, 1, 0], first[0] = 1, 1 - first[1]
+    first[1, 1, 0] = 1
+    first[0] = 1 - first[1]
     found = propagation.propagate(features, first, Protocol(most=1)).argmax(1)
     assert found.nonzero().tolist() == [[0, 1, 0], [1, 1, 1], [2, 1, 2]]
 

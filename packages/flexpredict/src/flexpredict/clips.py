@@ -25,7 +25,7 @@ class Clip:
     masks: Int64[Tensor, "t h w"]
 
 
-def photographs() -> list[UInt8[Tensor, "3 h w"]]:
+def photographs() -> list[UInt8[Tensor, "3 _ _"]]:
     """The embedded colour photographs, shorter side `SOURCE`."""
     opened = data.open_set("photographs", "all")
     found = []
@@ -38,7 +38,7 @@ def photographs() -> list[UInt8[Tensor, "3 h w"]]:
     return found
 
 
-def clip(pictures: list[UInt8[Tensor, "3 h w"]], number: int) -> Clip:
+def clip(pictures: list[UInt8[Tensor, "3 _ _"]], number: int) -> Clip:
     """The clip of a number: always the same."""
     draw = torch.rand(16, generator=rng.generator(number, 0, "clip"), dtype=torch.float64).tolist()
     behind = int(draw[0] * len(pictures))

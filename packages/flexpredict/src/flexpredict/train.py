@@ -41,8 +41,8 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
     share = len(parallel.shard(torch.arange(config.batch)))
     if share % config.accumulate:
         raise UserError(
-            f"--accumulate {config.accumulate} does not divide a process's {share} images: choose a divisor of "
-            f"{share}"
+            f"--accumulate {config.accumulate} does not divide a process's {share} images: choose a "
+            f"divisor of {share}"
         )
     source = data.open_source(config)
     learner, average = first_state(config, source.shape, device.device)
