@@ -17,8 +17,9 @@ MOST = (10_000, 2_000)
 """Training and test images that are drawn where a set has more."""
 MOST_LOGISTIC = 2_000
 """Training images up to which the linear probe is logistic regression; beyond it, that takes too long."""
-MOST_RANKED = 1_024
-"""Channels up to which an effective rank is told: that of raw pixels would take longer than all the rest."""
+MOST_RANKED, MOST_SOLVED = 1_024, 4_096
+"""Channels up to which an effective rank is told, and a ridge classifier: the cost grows with their cube, and
+that of large raw pixels would be more than all the rest's."""
 COLUMNS = {
     "logistic": "logistic regression %", "ridge": "ridge classifier %", "knn": "20-NN %",
     "rankme": "effective rank",
@@ -55,10 +56,14 @@ class Probe:
     def figures(self, split: Split) -> dict[str, float]:
         """The figures of the table at the end."""
         x: Tensor = torch.cat([split.x, split.x_test])
-        few = len(split.x) <= MOST_LOGISTIC
-        linear = {"logistic": logistic(split)} if few else {"ridge": ridge(split)}
-        wide = x.shape[1] > MOST_RANKED
-        return {**linear, "knn": knn(split), **({} if wide else {"rankme": rankme(x)})}
+        found = {"knn": knn(split)}
+        if len(split.x) <= MOST_LOGISTIC:
+            found["logistic"] = logistic(split)
+        elif x.shape[1] <= MOST_SOLVED:
+            found["ridge"] = ridge(split)
+        if x.shape[1] <= MOST_RANKED:
+            found["rankme"] = rankme(x)
+        return found
 
     def compare(self, initial: Encoder, trained: Encoder) -> dict[str, dict[str, float]]:
         """The figures of the trained encoder, of its initial weights, and of raw pixels."""
