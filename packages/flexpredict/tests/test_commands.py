@@ -85,17 +85,28 @@ def test_two_processes_give_the_gradient_of_one():
 
 def test_two_processes_train_by_the_real_command(run):
     words = ["--preset", "smoke", "--steps", "4", "--warmup", "1", "--net.width", "16", "--net.depth", "1"]
-    script = "import sys; from flexpredict.cli import main; sys.exit(main())"
+    script = "import os, sys; from flexpredict.cli import main; words = sys.argv[1:]\n"
+    script += "found = main([*words, '--out', 'two'])\nos.environ['ACCELERATE_USE_FSDP'] = 'true'\n"
+    script += "sys.exit(found or main([*words, '--out', 'shared']))"
     Path("script.py").write_text(script)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*launcher, "script.py", "train", *words, "--out", "two"], capture_output=True, text=True,
+        [*launcher, "script.py", "train", *words], capture_output=True, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert main(["train", *words, "--out", "one"]) == 0
-    one, two = (read_metrics(Path(name))[-1] for name in ("one", "two"))
+    one, two, shared = (read_metrics(Path(name))[-1] for name in ("one", "two", "shared"))
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
+    # Shared out (FSDP), then saved whole: the same figures, and the run goes on in one process.
+    assert "FSDP" in Path("shared/log.txt").read_text()
+    assert shared == pytest.approx(two, rel=1e-3)
+    (ours, state), (theirs, other) = (load_checkpoint(checkpoints(Path(n))[-1]) for n in ("shared", "two"))
+    for group in ("learner", "average"):
+        for key, value in theirs[group].items():
+            torch.testing.assert_close(ours[group][key], value, rtol=1e-3, atol=1e-5)
+    moments = [each["optimiser"]["state"][0]["exp_avg"] for each in (state, other)]
+    torch.testing.assert_close(*moments, rtol=1e-2, atol=1e-6)
 
 
 @pytest.mark.parametrize("source", ["untied", "fixed", "none"])

@@ -10,7 +10,7 @@ from paperkit.device import choose
 from paperkit.run import Run, RunOptions, fill, write_json
 from torch import nn
 
-from flexpredict import data, diagnostics, method
+from flexpredict import data, diagnostics, fsdp, method
 from flexpredict.checkpoints import moments, own_predictor, read, sizes_of
 from flexpredict.config import TrainConfig
 from flexpredict.model import Encoder, Learner
@@ -65,6 +65,11 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
     ):
         return run.folder
     start = run.goes_on({"learner": learner, "average": average}, optimiser)
+    shown, followed = learner, average  # whole, for what is told and saved
+    if fsdp.wanted() and parallel.world()[1] > 1:
+        shown, followed = copy.deepcopy((learner, average))
+        fsdp.share_out(learner, average, optimiser)
+        run.say("sharded   weights, gradients and moments over the processes (FSDP)")
     probe = probe_set(config, source)
     if probe is None:
         run.say("probes    none: the set has no labels, or no test split")
@@ -90,6 +95,9 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
                 step % every == 0 or ended
                 for every in (config.log_every, config.probe_every, config.save_every)
             )
+            if probing or saving or run.last:
+                fsdp.gathered(learner, shown)
+                fsdp.gathered(average, followed)
             if telling or probing:
                 found = {
                     "loss": value,
@@ -97,8 +105,8 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
                     "context": chosen.context.shape[1],
                 }
                 if probing:
-                    found |= diagnostics.figures(learner.predictor)
-                    found |= probe.quick(average) if probe else {}
+                    found |= diagnostics.figures(shown.predictor)
+                    found |= probe.quick(followed) if probe else {}
                 run.log(step, **found)
                 speed = seen / max(time.monotonic() - since, 1e-9)
                 run.say(
@@ -109,15 +117,16 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
                 if warned := stuck(config, step, float(variance)):
                     run.say(f"warning   {warned}")
             if probing and source.memory and run.main and config.position.source != "none":
-                draw(run, step, learner, source, config)
+                draw(run, step, shown, source, config)
             if saving or run.last:
-                groups_ = {
-                    "learner": learner.state_dict(), "average": average.state_dict(),
+                weights = {
+                    "learner": shown.state_dict(), "average": followed.state_dict(),
                     "scale": vars(source.scale),
                 }  # fmt: skip
-                run.save(step, groups_, {"optimiser": optimiser.state_dict()}, config.keep)
+                run.save(step, weights, {"optimiser": fsdp.whole(optimiser.state_dict())}, config.keep)
+    fsdp.gathered(average, followed)
     if run.main:
-        found = probe.compare(initial, average) if probe else {}
+        found = probe.compare(initial, followed) if probe else {}
         write_json(run.folder / PROBES, found)
         told = ending(found, run.metrics()[-1]["target_variance"])
         run.say(told)
