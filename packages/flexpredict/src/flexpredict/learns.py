@@ -1,6 +1,6 @@
 """The claims `learns`: the encoder is better than its random weights, with noise and without (E1)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,6 +53,11 @@ class Learnt:
     def gain(self, arm: str, key: str) -> results.Paired:
         """Trained over random weights."""
         return results.paired(self.values(arm, "trained", key), self.values(arm, "random weights", key))
+
+    def gains(self, arm: str, key: str) -> list[float]:
+        """Trained over random weights, seed by seed."""
+        pairs = zip(self.values(arm, "trained", key), self.values(arm, "random weights", key), strict=True)
+        return [a - b for a, b in pairs]
 
     def variances(self, arm: str) -> list[float]:
         """Of the targets at the end, seed by seed."""
@@ -138,15 +143,31 @@ def _judged(learnt: Learnt, margins: Mapping[str, float], config: TrainConfig) -
             "margins": dict(margins), "gain over random weights": intervals, "steps": config.steps,
             "batch": config.batch, "noise to position energy": NSR,
         },
-        "explanation": why(margins, learnt.gain),
+        "explanation": _why(margins, learnt),
     }  # fmt: skip
 
 
-def why(margins: Mapping[str, float], gain: Callable[[str, str], results.Paired]) -> str:
-    """What was missed, by how much, and what the encoders gained on the way; '' where all is met."""
+def _why(margins: Mapping[str, float], learnt: Learnt) -> str:
+    """What was missed, by how much, and what the linear probe measures; '' where all is met."""
     broken = [name for name, margin in margins.items() if margin < 0]
     if not broken:
         return ""
     missed = "; ".join(f"{name}: {margins[name]:.2f}" for name in broken)
-    seen = "; ".join(f"{name} {gain(name, 'knn').mean:+.1f} points of 20-NN" for name in ARMS)
-    return f"Not met: {missed}. Gains over random weights: {seen}."
+    seen = "; ".join(
+        f"{name} {learnt.gain(name, 'knn').mean:+.1f} points of 20-NN and "
+        f"{learnt.gain(name, learnt.linear).mean:+.1f} ({learnt.linear}, "
+        f"{sum(g > 0 for g in learnt.gains(name, learnt.linear))} of {len(learnt.found[name])} seeds up)"
+        for name in ARMS
+    )
+    told = f"Not met: {missed}. Over random weights: {seen}."
+    if any(learnt.linear in name for name in broken):
+        pixels, initial = (
+            sum(learnt.values("stochastic", part, learnt.linear)) / len(learnt.found["stochastic"])
+            for part in ("raw pixels", "random weights")
+        )
+        told += (
+            f" The linear probe reads {pixels:.1f} % from raw pixels and {initial:.1f} % from random weights, "
+            "which pass pixels on: it rewards what keeps them. Training gives some of them up for what can be "
+            "predicted from other patches, which near neighbours reward."
+        )
+    return told
