@@ -4,8 +4,10 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from flexpredict import collapse, controlled, learns, networks, noninferior, propagation_claim, toy
 from flexpredict.config import TRAIN, NetConfig
+from flexpredict.probes import Split
 from flexpredict.step import first_state
 from paperkit import results
 
@@ -44,8 +46,19 @@ def test_learns_trains_each_network_once(monkeypatch):
         assert margin == pytest.approx(trained - initial - 8)
     assert not record["holds"]
     assert "points of 20-NN" in record["explanation"]
+    kept = networks.pixels_kept(replace(TINY, seed=1, position=learns.NOISELESS))
+    assert all(0.1 < part < 1 for part in kept.values())
     monkeypatch.setattr(networks, "train", None)  # nothing is left to train
     assert written(learns.claim(2))["arms"] == record["arms"]
+
+
+def test_what_a_linear_map_gives_back():
+    x = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    half = torch.cat([x[:, :2], torch.zeros(200, 2)], 1)
+    labels = torch.zeros(100, dtype=torch.int64)
+    whole, part = (Split(each[:100], labels, each[100:], labels) for each in (x, half))
+    assert networks.explained(whole, whole) == pytest.approx(1, abs=1e-4)
+    assert networks.explained(part, whole) == pytest.approx(0.5, abs=0.1)
 
 
 def figures(config) -> dict:

@@ -7,7 +7,7 @@ from typing import Any
 from paperkit import results
 
 from flexpredict.config import CIFAR10, TRAIN, PositionConfig, TrainConfig
-from flexpredict.networks import Figures, probed
+from flexpredict.networks import Figures, pixels_kept, probed
 
 NOISELESS = PositionConfig("none", 0.0, "std")
 NSR = 0.15
@@ -143,11 +143,11 @@ def _judged(learnt: Learnt, margins: Mapping[str, float], config: TrainConfig) -
             "margins": dict(margins), "gain over random weights": intervals, "steps": config.steps,
             "batch": config.batch, "noise to position energy": NSR,
         },
-        "explanation": _why(margins, learnt),
+        "explanation": _why(margins, learnt, config),
     }  # fmt: skip
 
 
-def _why(margins: Mapping[str, float], learnt: Learnt) -> str:
+def _why(margins: Mapping[str, float], learnt: Learnt, config: TrainConfig) -> str:
     """What was missed, by how much, and what the linear probe measures; '' where all is met."""
     broken = [name for name, margin in margins.items() if margin < 0]
     if not broken:
@@ -161,13 +161,14 @@ def _why(margins: Mapping[str, float], learnt: Learnt) -> str:
     )
     told = f"Not met: {missed}. Over random weights: {seen}."
     if any(learnt.linear in name for name in broken):
-        pixels, initial = (
-            sum(learnt.values("stochastic", part, learnt.linear)) / len(learnt.found["stochastic"])
-            for part in ("raw pixels", "random weights")
-        )
+        kept = [
+            pixels_kept(replace(config, seed=seed, position=position))
+            for position in ARMS.values() for seed in range(len(learnt.found["stochastic"]))
+        ]  # fmt: skip
+        before, after = (sum(row[way] for row in kept) / len(kept) for way in ("random weights", "trained"))
         told += (
-            f" The linear probe reads {pixels:.1f} % from raw pixels and {initial:.1f} % from random weights, "
-            "which pass pixels on: it rewards what keeps them. Training gives some of them up for what can be "
-            "predicted from other patches, which near neighbours reward."
+            f" A linear map of the features gives back {100 * before:.1f} % of the pixels' variance before "
+            f"training and {100 * after:.1f} % after it, and pixels alone do well on this probe: it rewards "
+            "what keeps them."
         )
     return told

@@ -9,10 +9,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from paperkit.run import RunOptions, read_json, read_metrics, runs_folder, to_json
 
 from flexpredict import augment, data, masks, method, model, step
+from flexpredict.checkpoints import read
 from flexpredict.config import TrainConfig
+from flexpredict.probes import Split
+from flexpredict.probing import probe_set
 from flexpredict.train import PROBES, train
 
 Figures = dict[str, Any]
@@ -43,6 +47,29 @@ def probed(config: TrainConfig) -> Figures:
     variance at the end."""
     folder = network(config)
     return {**read_json(folder / PROBES), "variance": read_metrics(folder)[-1]["target_variance"]}
+
+
+def pixels_kept(config: TrainConfig) -> dict[str, float]:
+    """Part of the test pixels' variance that a linear map of the features gives back, before training and
+    after: what a linear probe can read of them."""
+    folder = network(config)
+    source = data.open_source(config)
+    probe = probe_set(config, source)
+    assert probe is not None
+    wanted = probe.pixels()
+    initial = step.first_state(config, source.shape)[1]
+    encoders = {"random weights": initial, "trained": read(folder).encoder("target", config.net.heads)}
+    return {name: explained(probe.split(encoder), wanted) for name, encoder in encoders.items()}
+
+
+def explained(features: Split, wanted: Split) -> float:
+    """R^2 on test images of ridge regression from one set of features to another."""
+    mean, target = features.x.double().mean(0), wanted.x.double().mean(0)
+    x, x_test = features.x.double() - mean, features.x_test.double() - mean
+    y, y_test = wanted.x.double() - target, wanted.x_test.double() - target
+    system = x.T @ x + 1e-6 * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
+    missed = y_test - x_test @ torch.linalg.solve(system, x.T @ y)
+    return 1 - float(missed.square().sum() / y_test.square().sum())
 
 
 def curve(config: TrainConfig, key: str) -> list[float]:
