@@ -242,7 +242,7 @@ def test_forensics_of_the_mask_token():
     assert not checkpoints.looks_untrained(asleep + 0.02)
     found = verbs._predictor(
         checkpoints.Checkpoint("x", "stop", predictor={
-            "predictor_embed.weight": torch.ones(8, 4), "mask_token": asleep}, stepped=7)
+            "predictor_embed.weight": torch.ones(8, 4), "mask_token": asleep}, optimiser={"state": dict.fromkeys(range(7), {})})
     )  # fmt: skip
     assert "may be as drawn" in found["mask token"]
     assert found["optimiser"] == "moments of 7 parameters"
