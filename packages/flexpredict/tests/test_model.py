@@ -240,10 +240,9 @@ def test_forensics_of_the_mask_token():
     assert checkpoints.looks_untrained(asleep)
     assert not checkpoints.looks_untrained(asleep * 2)
     assert not checkpoints.looks_untrained(asleep + 0.02)
-    found = verbs._predictor(
-        checkpoints.Checkpoint("x", "stop", predictor={
-            "predictor_embed.weight": torch.ones(8, 4), "mask_token": asleep}, optimiser={"state": dict.fromkeys(range(7), {})})
-    )  # fmt: skip
+    weights = {"predictor_embed.weight": torch.ones(8, 4), "mask_token": asleep}
+    optimiser = {"state": {number: {} for number in range(7)}}
+    found = verbs._predictor(checkpoints.Checkpoint("x", "stop", predictor=weights, optimiser=optimiser))
     assert "may be as drawn" in found["mask token"]
     assert found["optimiser"] == "moments of 7 parameters"
 
