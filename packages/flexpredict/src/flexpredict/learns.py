@@ -185,8 +185,8 @@ def _why(margins: Mapping[str, float], learnt: Learnt, config: TrainConfig) -> s
         before, after = (100 * sum(row[way] for row in kept) / len(kept) for way in PARTS[1::-1])
         lost = "loses pixels" if before - after > 1 else "does not lose pixels"
         told += (
-            f" Random weights pass pixels on, which do well on the linear probe by themselves. Training {lost}: "
-            f"a linear map of the features gives back {before:.1f} % of their variance before it, "
+            " Random weights pass pixels on, which do well on the linear probe by themselves. Training "
+            f"{lost}: a linear map of the features gives back {before:.1f} % of their variance before it, "
             f"{after:.1f} % after."
         )
     return told
