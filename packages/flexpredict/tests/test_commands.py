@@ -14,8 +14,10 @@ from flexpredict import train as train_module
 from flexpredict.cli import main
 from flexpredict.config import DIGITS, TRAIN, NetConfig, PositionConfig
 from flexpredict.probes import Split
-from flexpredict.train import build, groups, stuck, train
+from flexpredict.step import build, first_state, gradient, groups, hidden
+from flexpredict.train import stuck, train
 from paperkit import UserError, images
+from paperkit.device import choose
 from paperkit.run import RunOptions, checkpoints, load_checkpoint, read_metrics
 
 SMOKE = replace(
@@ -83,17 +85,28 @@ def test_two_processes_give_the_gradient_of_one():
 
 def test_two_processes_train_by_the_real_command(run):
     words = ["--preset", "smoke", "--steps", "4", "--warmup", "1", "--net.width", "16", "--net.depth", "1"]
-    script = "import sys; from flexpredict.cli import main; sys.exit(main())"
+    script = "import os, sys; from flexpredict.cli import main; words = sys.argv[1:]\n"
+    script += "found = main([*words, '--out', 'two'])\nos.environ['ACCELERATE_USE_FSDP'] = 'true'\n"
+    script += "sys.exit(found or main([*words, '--out', 'shared']))"
     Path("script.py").write_text(script)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*launcher, "script.py", "train", *words, "--out", "two"], capture_output=True, text=True,
+        [*launcher, "script.py", "train", *words], capture_output=True, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert main(["train", *words, "--out", "one"]) == 0
-    one, two = (read_metrics(Path(name))[-1] for name in ("one", "two"))
+    one, two, shared = (read_metrics(Path(name))[-1] for name in ("one", "two", "shared"))
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
+    # Shared out (FSDP), then saved whole: the same figures, and the run goes on in one process.
+    assert "FSDP" in Path("shared/log.txt").read_text()
+    assert shared == pytest.approx(two, rel=1e-3)
+    (ours, state), (theirs, other) = (load_checkpoint(checkpoints(Path(n))[-1]) for n in ("shared", "two"))
+    for group in ("learner", "average"):
+        for key, value in theirs[group].items():
+            torch.testing.assert_close(ours[group][key], value, rtol=1e-3, atol=1e-5)
+    moments = [each["optimiser"]["state"][0]["exp_avg"] for each in (state, other)]
+    torch.testing.assert_close(*moments, rtol=1e-2, atol=1e-6)
 
 
 @pytest.mark.parametrize("source", ["untied", "fixed", "none"])
@@ -135,6 +148,21 @@ def test_folders_with_a_broken_image_and_an_empty_class(capsys):
     assert "broken image 1 of 1" in capsys.readouterr().out
     assert main([*words, "--recipe", "none", "--strict", "--out", "strict"]) == 2
     assert "2.png" in capsys.readouterr().err
+
+
+def test_gradient_in_parts_is_the_gradient():
+    """Accumulated over four parts, with noise on all tokens: loss, variance, every gradient."""
+    found = []
+    for parts in (1, 4):
+        position = replace(SMOKE.position, tokens="both")
+        config = replace(SMOKE, accumulate=parts, position=position)
+        source = data.open_source(config)
+        learner, average = first_state(config, source.shape)
+        x = next(data.batches(source, config, 0))
+        told = gradient(config, learner, average, x, *hidden(config, learner, 1), choose("cpu", "fp32"))
+        found.append([*told, *(p.grad for p in learner.parameters() if p.grad is not None)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
 
 
 def test_a_projection_is_spared_decay_where_asked():
@@ -190,6 +218,9 @@ def test_help_imports_no_torch():
         (("train", "--ema", "0.9", "1.1"), "in [0, 1]"),
         (("train", "--data", "nothing"), "no data set"),
         (("train", "--batch", "0"), "--batch"),
+        (("train", "--position.mode", "official", "--position.tokens", "both"), "use mode paper"),
+        (("train", "--accumulate", "0"), "--accumulate"),
+        (("evaluate", "latest", "--probe", "davis"), "no run"),
         (("evaluate", "nothing"), "there is no file or run folder"),
         (("evaluate", "latest"), "no run"),
         (("evaluate", "x", "--share", "0"), "--share"),
@@ -204,6 +235,28 @@ def test_bad_words_are_one_line(capsys, words, text):
     assert text in said
     assert said.count("\n") == 1
     assert not Path("runs").exists()
+
+
+def test_a_batch_that_does_not_divide_into_parts(capsys):
+    words = ["train", "--preset", "smoke", "--accumulate", "7", "--out", "parts", "--net.width", "16"]
+    assert main(words) == 2
+    assert "choose a divisor of 64" in capsys.readouterr().err
+    assert not Path("parts").exists()
+
+
+def test_ridge_is_the_normal_equations():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(60, 3, generator=generator), torch.arange(60) % 3
+    x_test = torch.randn(200, 3, generator=generator)
+    a = (x.double() - x.double().mean(0)) / x.double().std(0)
+    wanted = torch.nn.functional.one_hot(y).double()
+    weights = torch.linalg.lstsq(
+        torch.cat([a, 0.6**0.5 * torch.eye(3).double()]),
+        torch.cat([wanted - 1 / 3, torch.zeros(3, 3).double()]),
+    ).solution
+    b = (x_test.double() - x.double().mean(0)) / x.double().std(0)
+    guess = (b @ weights + 1 / 3).argmax(1)
+    assert probes.ridge(Split(x, y, x_test, guess)) == 100
 
 
 def test_a_batch_that_processes_cannot_share(monkeypatch):
@@ -264,6 +317,7 @@ def test_probes_separate_what_is_separable():
     split = Split(x[:120], y[:120], x[120:], y[120:])
     assert probes.knn(split) > 95
     assert probes.logistic(split) > 95
+    assert probes.ridge(split) > 95
     assert probes.logistic(split, 0.0025, False, True) > 90
     found = probes.linear_heads(x[None, :120], y[:120], x[None, 120:], y[120:], epochs=8, batch=32)
     assert found.test > 95

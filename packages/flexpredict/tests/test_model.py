@@ -116,6 +116,38 @@ def test_zero_noise_is_deterministic_bit_for_bit(monkeypatch):
     assert _apart(_short_run(3, ARMS["official"]), plain) > 1e-4
 
 
+def test_noise_falls_on_the_tokens_that_are_named():
+    """On masked tokens, on the context's, on both: each has its own numbers, and psi where it has none."""
+    context, places = torch.randn(2, 3, 16), torch.tensor([[0, 5, 6], [1, 2, 3]])
+    chosen = masks.Masks(places, torch.tensor([[[8, 9], [14, 15]]] * 2))
+    normal, beside = torch.randn(2, 2, 2, 16), torch.randn(2, 1, 3, 16)
+    made = {}
+    for tokens in ("masked", "context", "both"):
+        position = replace(SMALL.position, tokens=tokens)
+        net = learner(replace(SMALL, position=position)).predictor.eval()
+        plain = net(context, chosen)
+        assert torch.equal(net(context, chosen, normal), plain) == (tokens == "context")
+        assert torch.equal(net(context, chosen, None, beside), plain) == (tokens == "masked")
+        made[tokens] = net(context, chosen, normal, beside)
+    assert not torch.allclose(made["both"], made["masked"])
+    with pytest.raises(UserError, match="use mode paper"):
+        PositionConfig("tied", 0.25, "std", mode="official", tokens="both")
+
+
+def test_context_noise_is_that_of_the_formula():
+    position = replace(SMALL.position, tokens="context")
+    net = learner(replace(SMALL, position=position)).predictor
+    context, places = torch.randn(1, 3, 16), torch.tensor([[0, 5, 6]])
+    beside = torch.randn(1, 1, 3, 16)
+    seen = []
+    net.predictor_blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    net(context, masks.Masks(places, torch.tensor([[[8, 9]]])), None, beside)
+    a, b = net.predictor_embed.weight, net.predictor_embed.bias
+    wanted = (context + 0.25 * beside[:, 0]) @ a.T + b + net.position.psi[places]
+    torch.testing.assert_close(seen[0][:, :3], wanted)
+    torch.testing.assert_close(seen[0][:, 3:], net.position.psi[[8, 9]][None] + net.mask_token)
+
+
 def test_mask_token_learns_in_mode_paper_alone():
     for mode in ("paper", "official"):
         net = learner(replace(SMALL, position=PositionConfig("tied", 0.25, "std", mode=mode)))
@@ -208,10 +240,9 @@ def test_forensics_of_the_mask_token():
     assert checkpoints.looks_untrained(asleep)
     assert not checkpoints.looks_untrained(asleep * 2)
     assert not checkpoints.looks_untrained(asleep + 0.02)
-    found = verbs._predictor(
-        checkpoints.Checkpoint("x", "stop", predictor={
-            "predictor_embed.weight": torch.ones(8, 4), "mask_token": asleep}, stepped=7)
-    )  # fmt: skip
+    weights = {"predictor_embed.weight": torch.ones(8, 4), "mask_token": asleep}
+    optimiser = {"state": {number: {} for number in range(7)}}
+    found = verbs._predictor(checkpoints.Checkpoint("x", "stop", predictor=weights, optimiser=optimiser))
     assert "may be as drawn" in found["mask token"]
     assert found["optimiser"] == "moments of 7 parameters"
 

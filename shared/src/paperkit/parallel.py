@@ -49,10 +49,13 @@ def shard(batch: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "r ..."]:
 
 
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Replace each gradient by its mean over the processes, in one exchange. Alone it does nothing."""
+    """Replace each gradient by its mean over the processes, in one exchange. Alone it does nothing.
+
+    Gradients of weights that are shared out (FSDP) are averaged already and left alone.
+    """
     if world()[1] == 1:
         return
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    gradients = [p.grad for p in parameters if p.grad is not None and type(p.grad) is Tensor]
     if not gradients:
         return
     flat = torch.cat([g.reshape(-1) for g in gradients])

@@ -28,7 +28,7 @@ from torch import nn
 
 from flexpredict import data, masks, method
 from flexpredict.config import STOP_VITB16, BenchConfig, PositionConfig, TrainConfig
-from flexpredict.train import build, groups, hidden, objective
+from flexpredict.step import first_state, groups, hidden, objective
 
 PEER = "facebookresearch/ijepa"
 GRID = (14, 14)
@@ -87,15 +87,12 @@ def _settings(config: BenchConfig, position: PositionConfig) -> TrainConfig:
 def _our_step(config: BenchConfig, position: PositionConfig, device: torch.device) -> Call:
     """One step at ViT-B: masks and noise drawn, targets, loss, gradient, AdamW, EMA."""
     settings = _settings(config, position)
-    rng.seed_everything(0)
-    learner = build(settings, (3, 224, 224)).to(device)
-    average = copy.deepcopy(learner.encoder).requires_grad_(False)
+    learner, average = first_state(settings, (3, 224, 224), device)
     optimiser = torch.optim.AdamW(groups(learner, settings), 1e-4, fused=True)
     x = rng.normal((config.batch, 3, 224, 224), 0).to(device)
 
     def step() -> None:
-        chosen, normal = hidden(settings, learner, 1)
-        loss, _ = objective(settings, learner, average, x, chosen, normal)
+        loss, _ = objective(settings, learner, average, x, *hidden(settings, learner, 1))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()

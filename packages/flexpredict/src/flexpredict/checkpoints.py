@@ -87,8 +87,13 @@ class Checkpoint:
     predictor: Weights | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     """Numbers that stand beside the weights: epoch, batch_size, lr, ..."""
-    stepped: int | None = None
-    """For how many parameters the optimiser has moments; None where the file has no optimiser."""
+    optimiser: Mapping[str, Any] | None = None
+    """AdamW's state as the file has it, by number; None where there is none. See `moments`."""
+
+    @property
+    def stepped(self) -> int | None:
+        """For how many parameters the optimiser has moments; None where the file has no optimiser."""
+        return None if self.optimiser is None else len(self.optimiser.get("state", {}))
 
     def encoder_weights(self, part: Part = "target") -> Weights:
         """One encoder's weights; the other one's where the file holds one only."""
@@ -161,7 +166,7 @@ def _read_run(folder: Path) -> Checkpoint:
     parts["predictor"] = _published_predictor(parts["predictor"])
     return Checkpoint(
         str(folder), "run", weights["average"], parts["encoder"], parts["predictor"],
-        {"step": int(saved[-1].name)}, len(state["optimiser"]["state"]),
+        {"step": int(saved[-1].name)}, state["optimiser"],
     )  # fmt: skip
 
 
@@ -195,9 +200,9 @@ def _sorted_out(content: Any, source: str) -> Checkpoint:
     if nested.keys() & {"target", "context"}:
         wrapped = any(key.removeprefix("module.").startswith("backbone.") for key in _keys(content))
         facts = {k: v for k, v in content.items() if isinstance(v, int | float | str)}
-        optimiser = content.get("opt")
-        stepped = len(optimiser.get("state", {})) if isinstance(optimiser, Mapping) else None
-        return Checkpoint(source, "vjepa" if wrapped else "stop", **nested, facts=facts, stepped=stepped)
+        opt = content.get("opt")
+        optimiser = opt if isinstance(opt, Mapping) else None
+        return Checkpoint(source, "vjepa" if wrapped else "stop", **nested, facts=facts, optimiser=optimiser)
     if not all(isinstance(value, Tensor) for value in content.values()) or not content:
         raise UserError(
             f"{source} has the keys {', '.join(map(str, list(content)[:5]))}: no layout that we know"
@@ -205,6 +210,40 @@ def _sorted_out(content: Any, source: str) -> Checkpoint:
     if any("patch_embeddings.projection" in key for key in content):
         return Checkpoint(source, "transformers", target=_from_transformers(content))
     return Checkpoint(source, "bare", target=canonical(content))
+
+
+def moments(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
+    """AdamW's state of a released checkpoint by our names (encoder.…, predictor.…); {} where it has none.
+
+    The file numbers parameters group by group: the encoder's that decay, the predictor's, then those of both
+    that do not (biases and vectors). What was frozen or unused has a number and no state. Raises `UserError`
+    for an optimiser of other groups or shapes.
+    """
+    opt, parts = checkpoint.optimiser, {"encoder": checkpoint.context, "predictor": checkpoint.predictor}
+    if opt is None or checkpoint.layout not in ("stop", "vjepa"):
+        return {}
+    names = [
+        [f"{part}.{key}" for key, w in (weights or {}).items() if (w.ndim == 1 or "bias" in key) == plain]
+        for plain in (False, True)
+        for part, weights in parts.items()
+    ]
+    numbers = [list(group["params"]) for group in opt.get("param_groups", [])]
+    if [*map(len, names)] != [*map(len, numbers)]:
+        raise UserError(
+            f"{checkpoint.source}: its optimiser has groups of {[*map(len, numbers)]} parameters, its "
+            f"weights make {[*map(len, names)]}"
+        )
+    found = {}
+    for group, own in zip(names, numbers, strict=True):
+        for name, number in zip(group, own, strict=True):
+            part, key = name.split(".", 1)
+            state = opt["state"].get(number)
+            if state is None:
+                continue
+            if state["exp_avg"].shape != (parts[part] or {})[key].shape:
+                raise UserError(f"{checkpoint.source}: the optimiser's state of {name} has another shape")
+            found[name] = {k: torch.as_tensor(v) for k, v in state.items()}
+    return found
 
 
 def _keys(content: Mapping[str, Any]) -> list[str]:

@@ -20,9 +20,8 @@ from paperkit import UserError, parallel, rng
 from torch import Tensor
 
 from flexpredict import data, masks, method
-from flexpredict.config import DIGITS, STOP_VITB16, PositionConfig, TrainConfig
-from flexpredict.model import Encoder, Learner
-from flexpredict.train import build, groups, hidden, objective, schedule
+from flexpredict.config import DIGITS, STOP_VITB16, PositionConfig
+from flexpredict.step import first_state, gradient, groups, hidden, objective, schedule
 
 Fields = dict[str, Any]
 
@@ -61,16 +60,15 @@ def _short_run(seed: int, position: PositionConfig) -> list[Tensor]:
     """Losses and gradients of every step and the weights at the end."""
     config = replace(DIGITS, seed=seed, position=position, steps=STEPS, warmup=2, limit=256)
     source = data.open_source(config)
-    rng.seed_everything(seed)
     learner, average = first_state(config, source.shape)
     optimiser = torch.optim.AdamW(groups(learner, config), config.lr)
     stream, kept = data.batches(source, config, 0), []
     for step in range(1, STEPS + 1):
         schedule(optimiser, config, step)
-        chosen, normal = hidden(config, learner, step)
+        chosen, (normal, beside) = hidden(config, learner, step)
         if position == ARMS["times zero"] and normal is not None:
             normal = normal * 0.0
-        loss, _ = objective(config, learner, average, next(stream), chosen, normal)
+        loss, _ = objective(config, learner, average, next(stream), chosen, (normal, beside))
         optimiser.zero_grad()
         loss.backward()
         # The mask token has no gradient in mode official, which must not shift what is compared.
@@ -267,30 +265,19 @@ def write_gradient(seed: int, out: Path) -> None:
     """One process's part of the comparison: the first writes loss and averaged gradient of one step."""
     from paperkit.device import choose
 
-    parallel.launch(choose("cpu", "fp32"))
+    device = choose("cpu", "fp32")
+    parallel.launch(device)
     config = replace(WORLD, seed=seed)
     source = data.open_source(config)
-    rng.seed_everything(seed)
     learner, average = first_state(config, source.shape)
-    chosen, normal = hidden(config, learner, 1)
-    loss, variance = objective(
-        config, learner, average, next(data.batches(source, config, 0)), chosen, normal
-    )
-    loss.backward()
-    parallel.average_gradients(learner.parameters())
-    value = float(parallel.average(loss.detach()))
+    x = next(data.batches(source, config, 0))
+    loss, variance = gradient(config, learner, average, x, *hidden(config, learner, 1), device)
     if parallel.world()[0] == 0:
-        gradient = torch.cat([p.grad.flatten() for p in learner.parameters() if p.grad is not None])
-        found = {"loss": value, "variance": float(variance), "gradient": gradient.tolist()}
+        flat = torch.cat([p.grad.flatten() for p in learner.parameters() if p.grad is not None])
+        found = {"loss": float(loss), "variance": float(variance), "gradient": flat.tolist()}
         out.write_text(json.dumps(found))
-
-
-def first_state(config: TrainConfig, shape: tuple[int, int, int]) -> tuple[Learner, Encoder]:
-    """The networks at step 0."""
-    learner = build(config, shape)
-    average = build(config, shape).encoder.requires_grad_(False)
-    average.load_state_dict(learner.encoder.state_dict())
-    return learner, average
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # so that none is cut off while another still listens
 
 
 if __name__ == "__main__":

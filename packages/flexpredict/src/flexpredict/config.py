@@ -66,6 +66,8 @@ class PositionConfig:
     """One draw for each masked token, or one for all of a block."""
     mode: Literal["paper", "official"] = "paper"
     """official: noise through the projection's bias, no mask token, as in the released code."""
+    tokens: Literal["masked", "context", "both"] = "masked"
+    """Whose positions are noisy; all but masked (the method) are there for the paper's Table 7."""
 
     def __post_init__(self):
         if not self.noise >= 0:
@@ -73,6 +75,11 @@ class PositionConfig:
         if self.mode == "official" and self.source not in ("tied", "none"):
             raise UserError(
                 f"--position.mode official knows the sources tied and none, not {self.source}: use mode paper"
+            )
+        if self.mode == "official" and self.tokens != "masked":
+            raise UserError(
+                f"--position.mode official has no noise on {self.tokens} tokens, as the released code has "
+                "none: use mode paper"
             )
         if self.unit == "nsr" and self.source == "coordinate":
             raise UserError(
@@ -143,6 +150,8 @@ class TrainConfig:
     """Optimiser steps."""
     batch: int = 64
     """Images per step, over all processes."""
+    accumulate: int = 1
+    """Parts that a process cuts its images of a step into, to save memory: one update for all of them."""
     lr: float = 4e-3
     """Peak learning rate of AdamW."""
     lr_start: float = 0.0
@@ -176,7 +185,7 @@ class TrainConfig:
     def __post_init__(self):
         at_least(
             1, steps=self.steps, batch=self.batch, log_every=self.log_every, probe_every=self.probe_every,
-            save_every=self.save_every, keep=self.keep,
+            save_every=self.save_every, keep=self.keep, accumulate=self.accumulate,
         )  # fmt: skip
         at_least(
             0, limit=self.limit, size=self.size, seed=self.seed, workers=self.workers, warmup=self.warmup,
@@ -267,11 +276,12 @@ class EvaluateConfig:
 
     weights: Positional[str] = "latest"
     """Run folder, latest, or a checkpoint file of any layout that `inspect` reads."""
-    probe: Literal["all", "linear", "knn", "logistic"] = "all"
+    probe: Literal["all", "linear", "knn", "logistic", "davis"] = "all"
     """linear: heads over {last, last four layers} x {batch norm, none} x learning rates, chosen on held-out
-    training images; knn: 20 nearest; logistic: on a part of the labels."""
+    training images; knn: 20 nearest; logistic: on a part of the labels; davis: masks carried
+    through the clips of the folder --data, scored by J and F (no part of all)."""
     data: str = ""
-    """Set to probe on, with splits train and test; empty = the set of the run."""
+    """Set to probe on, with splits train and test, also clevr-count and clevr-dist; empty = the run's."""
     size: int = 0
     """Side in pixels to resize and crop to; 0 = that of the encoder's grid."""
     share: float = 0.01
@@ -283,7 +293,7 @@ class EvaluateConfig:
     epochs: int = 28
     """Epochs of the linear heads (the paper's for ViT-B and ViT-L)."""
     limit: int = 0
-    """Use this many training images, drawn at random; 0 = all."""
+    """Use this many training images, drawn at random (davis: the first clips); 0 = all."""
     batch: int = 256
     """Images per forward pass, and per step of the heads."""
     seed: int = 0

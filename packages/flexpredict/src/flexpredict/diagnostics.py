@@ -24,12 +24,17 @@ MAX_CELLS = 256
 """Cells up to which positions are decoded; the cost grows with their square."""
 
 
-def target_variance(wanted: Float[Tensor, "b k e"]) -> Float[Tensor, ""]:
+def moments(wanted: Float[Tensor, "b k e"]) -> Float[Tensor, "2 k e"]:
+    """Mean and mean square of targets over images."""
+    return torch.stack([wanted.mean(0), wanted.square().mean(0)])
+
+
+def target_variance(moments: Float[Tensor, "2 k e"]) -> Float[Tensor, ""]:
     """Variance between images of the normalised targets: 1 is all content, 0 position alone.
 
-    Over all processes.
+    Over the images of all processes; `moments` are those of this process's.
     """
-    mean, square = parallel.average(torch.stack([wanted.mean(0), wanted.square().mean(0)]))
+    mean, square = parallel.average(moments)
     return (square - mean.square()).mean()
 
 

@@ -22,9 +22,10 @@ from paperkit.run import (
     write_json,
 )
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from flexpredict import data
+from flexpredict import clevr, data, davis
 from flexpredict.checkpoints import read
 from flexpredict.config import EvaluateConfig, TrainConfig
 from flexpredict.data import Scale
@@ -73,6 +74,8 @@ def evaluate(config: EvaluateConfig) -> Path:
     device = choose(config.device, "fp32")
     subject = frozen(config)
     subject.encoder.to(device.device)
+    if config.probe == "davis":
+        return _write(config, subject, {"weights": subject.name, "davis": _davis(config, subject)})
     train_set, test_set = sets(config, subject)
     x, y = extract(config, subject, train_set, device)
     x_test, y_test = extract(config, subject, test_set, device)
@@ -93,10 +96,22 @@ def evaluate(config: EvaluateConfig) -> Path:
         print(
             f"linear                   {heads.test:.2f} % ({heads.best}, chosen on held-out training images)"
         )
+    return _write(config, subject, found)
+
+
+def _write(config: EvaluateConfig, subject: Frozen, found: dict[str, Any]) -> Path:
     out = Path(config.out) if config.out else subject.place / "evaluation.json"
     write_json(out, found)
     print(out)
     return out
+
+
+def _davis(config: EvaluateConfig, subject: Frozen) -> dict[str, Any]:
+    if not config.data:
+        raise UserError("--probe davis: say with --data where the folder of DAVIS-2017 is")
+    found = davis.evaluate(subject.encoder, subject.scale, Path(config.data), config.limit)
+    print(f"J {found['J']:.2f}  F {found['F']:.2f}  J&F {found['J&F']:.2f} %", flush=True)
+    return found
 
 
 def sets(config: EvaluateConfig, subject: Frozen) -> tuple[ImageSet, ImageSet]:
@@ -104,13 +119,18 @@ def sets(config: EvaluateConfig, subject: Frozen) -> tuple[ImageSet, ImageSet]:
     name = config.data or (subject.config.data if subject.config else "")
     if not name:
         raise UserError(f"{subject.name} does not say what it was trained on: give --data")
-    opened = [
-        data.open_split(TrainConfig(data=name, limit=config.limit), split) for split in ("train", "test")
-    ]
+    opened = [_open(name, split, config.limit) for split in ("train", "test")]
     for each in opened:
         if int(each.labels.min()) < 0:
             raise UserError(f"{each} has no labels: probes need class folders, or a set with labels")
     return opened[0], opened[1]
+
+
+def _open(name: str, split: str, limit: int) -> ImageSet:
+    if name not in clevr.TASKS:
+        return data.open_split(TrainConfig(data=name, limit=limit), split)
+    opened = clevr.open_clevr(name, split)
+    return opened.subset(limit) if limit and split == "train" else opened
 
 
 # ---- features, computed once -----------------------------------------------------------------------------
@@ -129,7 +149,8 @@ def extract(
     if path.exists():
         kept = load_weights(path)
         return kept["x"], kept["y"]
-    loader = DataLoader(_Fitted(opened, size, len(subject.scale.mean)), config.batch)
+    squash = (config.data or "") in clevr.TASKS  # objects at the border count: no crop
+    loader = DataLoader(_Fitted(opened, size, len(subject.scale.mean), squash), config.batch)
     parts = [(features(subject.encoder, pixels, subject.scale, last), y) for pixels, y in loader]
     x, y = torch.cat([part for part, _ in parts], 1), torch.cat([labels for _, labels in parts])
     from safetensors.torch import save
@@ -148,15 +169,23 @@ def _stamp(weights: str) -> float:
 
 
 class _Fitted(Dataset[tuple[Tensor, int]]):
-    """Images of one size and number of channels."""
+    """Images of one size and number of channels; cropped at the centre, or squashed into the square."""
 
-    def __init__(self, opened: ImageSet, size: int, channels: int):
-        self._images, self._size, self._channels = opened, size, channels
+    def __init__(self, opened: ImageSet, size: int, channels: int, squash: bool = False):
+        self._images, self._size, self._channels, self._squash = opened, size, channels, squash
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "c h w"], int]:
         image, label = self._images[i]
+        if self._squash:
+            image = squashed(image, self._size)
         image = images.fit(image, self._size, grey=self._channels == 1)
         return image.expand(self._channels, -1, -1) if len(image) == 1 else image, label
+
+
+def squashed(image: UInt8[Tensor, "c h w"], size: int) -> UInt8[Tensor, "c s s"]:
+    """The whole image as a square."""
+    small = F.interpolate(image[None].float(), (size, size), mode="bilinear", antialias=True)
+    return small[0].round().clamp(0, 255).to(torch.uint8)

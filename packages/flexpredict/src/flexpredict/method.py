@@ -157,14 +157,14 @@ def std_for(nsr: float, a: Float[Tensor, "p e"]) -> float:
 
 
 def keyed_normal(
-    samples: Iterable[int], shape: Sequence[int], seed: int, step: int
+    samples: Iterable[int], shape: Sequence[int], seed: int, step: int, purpose: str = "noise"
 ) -> Float[Tensor, "b ..."]:
-    """Standard normal numbers for some rows of a global batch, each row's by (seed, step, row) alone.
+    """Standard normal numbers for some rows of a global batch, each row's by (seed, step, purpose, row).
 
     So they are the same on any number of processes, and none draws another's.
     """
-    rows = [torch.randn(tuple(shape), generator=rng.generator(seed, step, f"noise {row}")) for row in samples]
-    return torch.stack(rows)
+    generators = (rng.generator(seed, step, f"{purpose} {row}") for row in samples)
+    return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators])
 
 
 # ---- J: targets, loss, EMA -------------------------------------------------------------------------------

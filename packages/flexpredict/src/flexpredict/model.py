@@ -137,6 +137,7 @@ class Predictor(nn.Module):
         self.position = StochasticPosition(
             grid, width, net.width, std, position.source, position.mode, position.scope
         )
+        self.noisy = position.tokens
         # In mode official nothing reads it: no gradient, so that processes do not wait for one.
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width), requires_grad=position.mode == "paper")
         self.predictor_blocks = nn.ModuleList(
@@ -150,13 +151,20 @@ class Predictor(nn.Module):
         context: Float[Tensor, "b c e"],
         masks: Masks,
         normal: Float[Tensor, "b m n1 z"] | None = None,
+        context_normal: Float[Tensor, "b 1 c1 z"] | None = None,
     ) -> Float[Tensor, "b m n o"]:
-        """Predictions for each target block; a block sees the context and itself, no other block."""
+        """Predictions for each target block; a block sees the context and itself, no other block.
+
+        Where context positions are noisy (an ablation), all blocks of an image see the same draw.
+        """
         blocks, tokens = masks.targets.shape[1:]
         # c_i = A s_i + b + psi_i, once for each block
-        c = self.predictor_embed(context) + self.position.psi[masks.context]
+        c = (
+            self.predictor_embed(context)
+            + self._positions(masks.context[:, None], context_normal, "context")[:, 0]
+        )
         # m_j = psi_j + A n_j + m~
-        m = self.position(masks.targets, self.predictor_embed, normal)
+        m = self._positions(masks.targets, normal, "masked")
         if self.position.mode == "paper":
             m = m + self.mask_token
         x = torch.cat([repeat(c, "b c p -> (b m) c p", m=blocks), rearrange(m, "b m n p -> (b m) n p")], 1)
@@ -164,6 +172,14 @@ class Predictor(nn.Module):
             x = block(x)
         x = self.predictor_proj(self.predictor_norm(x[:, -tokens:]))
         return rearrange(x, "(b m) n o -> b m n o", m=blocks)
+
+    def _positions(
+        self, places: Int64[Tensor, "b m n"], normal: Tensor | None, tokens: str
+    ) -> Float[Tensor, "b m n p"]:
+        """Noisy where the configuration says so, psi itself elsewhere."""
+        if self.noisy in (tokens, "both"):
+            return self.position(places, self.predictor_embed, normal)
+        return self.position.psi[places]
 
 
 class Learner(nn.Module):
@@ -185,8 +201,9 @@ class Learner(nn.Module):
         images: Float[Tensor, "b c h w"],
         masks: Masks,
         normal: Float[Tensor, "b m n1 z"] | None = None,
+        context_normal: Float[Tensor, "b 1 c1 z"] | None = None,
     ) -> Float[Tensor, "b m n o"]:
-        return self.predictor(self.encoder(images, masks.context), masks, normal)
+        return self.predictor(self.encoder(images, masks.context), masks, normal, context_normal)
 
 
 def _std(position: PositionConfig) -> float:

@@ -77,6 +77,19 @@ def logistic(
     return accuracy(torch.from_numpy(np.asarray(classifier.predict(x_test.numpy()))), split.y_test)
 
 
+def ridge(split: Split, penalty: float = 0.01) -> float:
+    """Top 1 in % of ridge regression on one-hot labels, in closed form, on standardised features.
+
+    `penalty` is that on |w|^2 beside the mean of the squared errors.
+    """
+    mean, std = _moments(split.x)
+    x, x_test = (((each.double() - mean) / std).float() for each in (split.x, split.x_test))
+    wanted = F.one_hot(split.y).float()
+    system = x.T @ x + penalty * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
+    weights = torch.linalg.solve(system, x.T @ (wanted - wanted.mean(0)))
+    return accuracy((x_test @ weights + wanted.mean(0)).argmax(1), split.y_test)
+
+
 def _moments(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
     x = x.double()
     return x.mean(0), x.std(0).clamp_min(1e-8)

@@ -11,11 +11,19 @@ from flexpredict.config import TrainConfig
 from flexpredict.data import Images, Scale, Source
 from flexpredict.diagnostics import rankme
 from flexpredict.model import Encoder
-from flexpredict.probes import Split, features, knn, logistic
+from flexpredict.probes import Split, features, knn, logistic, ridge
 
 MOST = (10_000, 2_000)
 """Training and test images that are drawn where a set has more."""
-COLUMNS = {"logistic": "logistic regression %", "knn": "20-NN %", "rankme": "effective rank"}
+MOST_LOGISTIC = 2_000
+"""Training images up to which the linear probe is logistic regression; beyond it, that takes too long."""
+MOST_RANKED, MOST_SOLVED = 1_024, 4_096
+"""Channels up to which an effective rank is told, and a ridge classifier: the cost grows with their cube, and
+that of large raw pixels would be more than all the rest's."""
+COLUMNS = {
+    "logistic": "logistic regression %", "ridge": "ridge classifier %", "knn": "20-NN %",
+    "rankme": "effective rank",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,14 @@ class Probe:
     def figures(self, split: Split) -> dict[str, float]:
         """The figures of the table at the end."""
         x: Tensor = torch.cat([split.x, split.x_test])
-        return {"logistic": logistic(split), "knn": knn(split), "rankme": rankme(x)}
+        found = {"knn": knn(split)}
+        if len(split.x) <= MOST_LOGISTIC:
+            found["logistic"] = logistic(split)
+        elif x.shape[1] <= MOST_SOLVED:
+            found["ridge"] = ridge(split)
+        if x.shape[1] <= MOST_RANKED:
+            found["rankme"] = rankme(x)
+        return found
 
     def compare(self, initial: Encoder, trained: Encoder) -> dict[str, dict[str, float]]:
         """The figures of the trained encoder, of its initial weights, and of raw pixels."""
@@ -76,8 +91,10 @@ def probe_set(config: TrainConfig, source: Source) -> Probe | None:
 
 def table(rows: dict[str, dict[str, float]]) -> str:
     """The rows as text, one line each."""
-    head = f"{'':16}" + "".join(f"{word:>24}" for word in COLUMNS.values())
+    shown = [key for key in COLUMNS if key in rows["trained"]]
+    head = f"{'':16}" + "".join(f"{COLUMNS[key]:>24}" for key in shown)
     lines = [
-        f"{name:16}" + "".join(f"{found[key]:>24.1f}" for key in COLUMNS) for name, found in rows.items()
+        f"{name:16}" + "".join(f"{found[key]:>24.1f}" if key in found else f"{'-':>24}" for key in shown)
+        for name, found in rows.items()
     ]
     return "\n".join([head, *lines])

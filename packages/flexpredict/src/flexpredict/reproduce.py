@@ -22,6 +22,14 @@ CLAIMS: dict[str, str] = {
     "world-size": "flexpredict.claims:world_size",
     "toy-collapse": "flexpredict.toy:claim",
     "learns": "flexpredict.learns:claim",
+    "collapse": "flexpredict.collapse:claim",
+    "noninferior": "flexpredict.noninferior:claim",
+    "placement": "flexpredict.noninferior:placement_claim",
+    "propagation": "flexpredict.propagation_claim:claim",
+    "controlled": "flexpredict.controlled:claim",
+    "learns-cifar10": "flexpredict.learns:cifar_claim",
+    "noninferior-cifar10": "flexpredict.noninferior:cifar_claim",
+    "learns-tiny-imagenet": "flexpredict.learns:tiny_claim",
 }
 """Result file -> "module:function"; imported when it is run."""
 SEEDS = 5

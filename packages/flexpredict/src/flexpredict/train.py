@@ -5,23 +5,24 @@ import time
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
-from paperkit import UserError, images, parallel, report, rng
+from paperkit import UserError, images, parallel, report
 from paperkit.device import choose
-from paperkit.run import Run, RunOptions, fill
-from torch import Tensor, nn
+from paperkit.run import Run, RunOptions, fill, write_json
+from torch import nn
 
-from flexpredict import data, diagnostics, masks, method
-from flexpredict.checkpoints import own_predictor, read, sizes_of
+from flexpredict import data, diagnostics, fsdp, method
+from flexpredict.checkpoints import moments, own_predictor, read, sizes_of
 from flexpredict.config import TrainConfig
-from flexpredict.masks import Masks
-from flexpredict.model import Encoder, Learner, patches
-from flexpredict.probing import Probe, probe_set, table
+from flexpredict.model import Encoder, Learner
+from flexpredict.probing import probe_set, table
+from flexpredict.step import build, first_state, gradient, groups, hidden, schedule
 
 TITLE = "StoP / FlexPredict: stochastic positions in masked image modelling"
 SUBTITLE = "arXiv 2308.00566"
 SHOWN = 12
 """Images in a picture."""
+PROBES = "probes.json"
+"""File of a run with the figures of its last table."""
 
 
 def train(config: TrainConfig, options: RunOptions | None = None, preset: str = "") -> Path:
@@ -37,16 +38,20 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
         torch.set_num_threads(1)  # its steps are too short to share
 
     # What is learned, and from what.
+    share = len(parallel.shard(torch.arange(config.batch)))
+    if share % config.accumulate:
+        raise UserError(
+            f"--accumulate {config.accumulate} does not divide a process's {share} images: choose a "
+            f"divisor of {share}"
+        )
     source = data.open_source(config)
-    rng.seed_everything(config.seed)
-    learner = build(config, source.shape).to(device.device)
-    average = copy.deepcopy(learner.encoder).requires_grad_(False).eval()
-    if config.weights:
-        start_from(config.weights, learner, average)
-    initial = copy.deepcopy(average)
+    learner, average = first_state(config, source.shape, device.device)
     optimiser = torch.optim.AdamW(
         groups(learner, config), config.lr, fused=device.device.type in ("cuda", "cpu")
     )
+    if config.weights:
+        start_from(config.weights, learner, average, optimiser)
+    initial = copy.deepcopy(average)
     run = Run.open(
         "flexpredict", TITLE, config, options, preset, config.seed,
         device=str(device.device), precision=device.precision, parameters=parameters(learner),
@@ -60,6 +65,11 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
     ):
         return run.folder
     start = run.goes_on({"learner": learner, "average": average}, optimiser)
+    shown, followed = learner, average  # whole, for what is told and saved
+    if fsdp.wanted() and parallel.world()[1] > 1:
+        shown, followed = copy.deepcopy((learner, average))
+        fsdp.share_out(learner, average, optimiser)
+        run.say("sharded   weights, gradients and moments over the processes (FSDP)")
     probe = probe_set(config, source)
     if probe is None:
         run.say("probes    none: the set has no labels, or no test split")
@@ -71,13 +81,9 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
             # One step: hide blocks, predict them at noisy positions, follow the encoder slowly.
             schedule(optimiser, config, step)
             x = next(stream).to(device.device, non_blocking=True)
-            chosen, normal = hidden(config, learner, step)
-            with device.autocast():
-                loss, variance = objective(config, learner, average, x, chosen, normal)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            parallel.average_gradients(learner.parameters())
-            value = float(parallel.average(loss.detach()))
+            chosen, noise = hidden(config, learner, step)
+            loss, variance = gradient(config, learner, average, x, chosen, noise, device)
+            value = float(loss)
             run.check(step, value, advice="try a lower --lr or a longer --warmup")
             optimiser.step()
             method.update_average(average, learner.encoder, method.momentum(step, config.steps, *config.ema))
@@ -89,6 +95,9 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
                 step % every == 0 or ended
                 for every in (config.log_every, config.probe_every, config.save_every)
             )
+            if probing or saving or run.last:
+                fsdp.gathered(learner, shown)
+                fsdp.gathered(average, followed)
             if telling or probing:
                 found = {
                     "loss": value,
@@ -96,8 +105,8 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
                     "context": chosen.context.shape[1],
                 }
                 if probing:
-                    found |= diagnostics.figures(learner.predictor)
-                    found |= probe.quick(average) if probe else {}
+                    found |= diagnostics.figures(shown.predictor)
+                    found |= probe.quick(followed) if probe else {}
                 run.log(step, **found)
                 speed = seen / max(time.monotonic() - since, 1e-9)
                 run.say(
@@ -108,15 +117,18 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
                 if warned := stuck(config, step, float(variance)):
                     run.say(f"warning   {warned}")
             if probing and source.memory and run.main and config.position.source != "none":
-                draw(run, step, learner, source, config)
+                draw(run, step, shown, source, config)
             if saving or run.last:
-                groups_ = {
-                    "learner": learner.state_dict(), "average": average.state_dict(),
+                weights = {
+                    "learner": shown.state_dict(), "average": followed.state_dict(),
                     "scale": vars(source.scale),
                 }  # fmt: skip
-                run.save(step, groups_, {"optimiser": optimiser.state_dict()}, config.keep)
+                run.save(step, weights, {"optimiser": fsdp.whole(optimiser.state_dict())}, config.keep)
+    fsdp.gathered(average, followed)
     if run.main:
-        told = ending(probe, initial, average, run.metrics()[-1]["target_variance"])
+        found = probe.compare(initial, followed) if probe else {}
+        write_json(run.folder / PROBES, found)
+        told = ending(found, run.metrics()[-1]["target_variance"])
         run.say(told)
         run.say(f"report    {report.write(run.folder, TITLE, SUBTITLE, notes=told)}")
     return run.folder
@@ -125,23 +137,11 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
 # ---- the parts ---------------------------------------------------------------------------------------------
 
 
-def build(config: TrainConfig, shape: tuple[int, int, int]) -> Learner:
-    """The networks for images of (channels, height, width). Raises `UserError` where the sizes do not fit."""
-    channels, height, width = shape
-    patch = config.net.patch
-    if height % patch or width % patch:
-        near = max(patch, round(height / patch) * patch)
-        raise UserError(
-            f"images of {height}x{width} do not divide into patches of {patch}: --size {near}, or another "
-            "--net.patch"
-        )
-    grid = (height // patch, width // patch)
-    masks.check(config.masks, grid)
-    return Learner(config, channels, grid)
+def start_from(file: str, learner: Learner, average: Encoder, optimiser: torch.optim.Optimizer) -> None:
+    """Fill the networks from a checkpoint file, and AdamW's moments where a released file has them.
 
-
-def start_from(file: str, learner: Learner, average: Encoder) -> None:
-    """Fill the networks from a checkpoint file. Raises `UserError` that says what the file holds."""
+    Raises `UserError` that says what the file holds.
+    """
     found = read(file)
     sizes, own = found.sizes(), sizes_of(learner.encoder.state_dict(), "the configuration")
     if sizes != own:
@@ -150,65 +150,11 @@ def start_from(file: str, learner: Learner, average: Encoder) -> None:
     fill(average, found.encoder_weights("target"), file)
     if found.predictor is not None:
         fill(learner.predictor, own_predictor(found.predictor), file)
-
-
-def groups(learner: Learner, config: TrainConfig) -> list[dict[str, object]]:
-    """AdamW's groups: weights that decay, and those that do not (biases, norms; A where asked)."""
-    a = {id(learner.predictor.predictor_embed.weight)}
-    if learner.predictor.position.own is not None:
-        a.add(id(learner.predictor.position.own.weight))
-    learned = [p for p in learner.parameters() if p.requires_grad]
-    plain = [p for p in learned if p.ndim < 2 or (id(p) in a and not config.decay_projection)]
-    spared = set(map(id, plain))
-    return [
-        {"params": [p for p in learned if id(p) not in spared], "decays": True},
-        {"params": plain, "decays": False, "weight_decay": 0.0},
-    ]
-
-
-def schedule(optimiser: torch.optim.Optimizer, config: TrainConfig, step: int) -> None:
-    """Set learning rate and decay for a step (from 1)."""
-    at = min(step, config.freeze or step)
-    rate = method.learning_rate(at, config.steps, config.warmup, config.lr_start, config.lr, config.lr_final)
-    decay = method.cosine(at, config.steps, config.decay, config.decay_final)
-    for group in optimiser.param_groups:
-        group["lr"] = rate
-        group["weight_decay"] = decay if group["decays"] else 0.0
-
-
-def hidden(config: TrainConfig, learner: Learner, step: int) -> tuple[Masks, Tensor | None]:
-    """This process's masks of a step and the standard normal numbers for its masked tokens."""
-    device = learner.encoder.pos_embed.device
-    rank, size = parallel.world()
-    part = config.batch // size
-    rows = range(rank * part, (rank + 1) * part)
-    chosen = masks.sample(
-        config.masks, learner.encoder.grid, config.batch, config.seed, step, slice(rows.start, rows.stop)
-    )
-    position = learner.predictor.position
-    if position.source == "none":
-        return chosen.to(device), None
-    shape = position.noise_shape(*chosen.targets.shape[1:])
-    return chosen.to(device), method.keyed_normal(rows, shape, config.seed, step).to(device)
-
-
-def objective(
-    config: TrainConfig,
-    learner: Learner,
-    average: Encoder,
-    x: Float[Tensor, "b c h w"],
-    chosen: Masks,
-    normal: Float[Tensor, "b m n1 z"] | None,
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """(loss, variance of the targets between images) of one batch."""
-    with torch.no_grad():
-        seen = average(x) if config.objective == "features" else patches(x, config.net.patch)
-        everywhere = method.target(seen)
-        wanted = method.gather(everywhere, chosen.targets)
-        variance = diagnostics.target_variance(everywhere)
-    predicted = learner(x, chosen, normal)
-    loss = method.prediction_loss if config.objective == "features" else method.pixel_loss
-    return loss(predicted, wanted), variance
+    known = dict(learner.named_parameters())
+    for name, state in moments(found).items():
+        if name in known and known[name].requires_grad:
+            device = known[name].device
+            optimiser.state[known[name]] = {key: value.float().to(device) for key, value in state.items()}
 
 
 def stuck(config: TrainConfig, step: int, variance: float) -> str:
@@ -231,9 +177,9 @@ def draw(run: Run, step: int, learner: Learner, source: data.Source, config: Tra
     images.write(run.folder / "samples" / f"{step:08d}.png", picture)
 
 
-def ending(probe: Probe | None, initial: Encoder, average: Encoder, variance: float) -> str:
+def ending(probes: dict[str, dict[str, float]], variance: float) -> str:
     """The last words of a run: probes beside random weights and raw pixels, and the targets' variance."""
-    told = table(probe.compare(initial, average)) if probe else "no probe"
+    told = table(probes) if probes else "no probe"
     return (
         f"{told}\ntarget variance {variance:.2f} (0 = the targets tell positions only, and a low loss means "
         "nothing; 1 = content only)"
@@ -261,23 +207,30 @@ def position_words(config: TrainConfig, learner: Learner) -> str:
         return "no noise (deterministic)"
     return (
         f"{position.source}, standard deviation {position.std:.4g} (variance {position.std**2:.4g}), "
-        f"mode {position.mode}"
+        f"mode {position.mode}, {config.position.tokens} tokens"
     )
 
 
 def describe(config: TrainConfig) -> dict[str, str]:
-    """What `--dry-run` adds: the data, the networks, the number of epochs."""
-    opened = data.open_split(config, "train", download=False)
-    first, size = opened[0][0], config.size
-    if config.recipe != "none":
-        shape = (3, size or data.RECIPE_SIZE, size or data.RECIPE_SIZE)
+    """What `--dry-run` adds: the data, the networks, the number of epochs.
+
+    A set that is not at hand is said to be missing where the recipe alone tells the images' size.
+    """
+    length = f"{config.steps:,} steps of {config.batch:,} images"
+    side = config.size or data.RECIPE_SIZE
+    shape = (3, side, side)
+    try:
+        opened = data.open_split(config, "train", download=False)
+    except UserError as error:
+        if config.recipe == "none":
+            raise
+        said = f"not at hand: {error}"
     else:
-        shape = (len(first), size or first.shape[1], size or first.shape[2])
+        if config.recipe == "none":
+            first = opened[0][0]
+            shape = (len(first), config.size or first.shape[1], config.size or first.shape[2])
+        said = f"{opened}, images {'x'.join(map(str, shape))}"
+        length += f" ({config.steps * config.batch / len(opened):.0f} epochs)"
     with torch.device("meta"):
         learner = build(config, shape)
-    epochs = config.steps * config.batch / len(opened)
-    return {
-        "data": f"{opened}, images {'x'.join(map(str, shape))}",
-        "network": words(learner),
-        "length": f"{config.steps:,} steps of {config.batch} images ({epochs:.0f} epochs)",
-    }
+    return {"data": said, "network": words(learner), "length": length}
