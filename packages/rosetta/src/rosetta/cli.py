@@ -23,10 +23,10 @@ PAPER = Paper(
         ),
         "mine": Verb(
             "Mine networks of your own (timm, torchvision, transformers, diffusers, files) on images.",
-            "rosetta.mine:mine",
+            "rosetta.own:mine",
             config.MineConfig,
             runs=True,
-            describe="rosetta.mine:describe",
+            describe="rosetta.own:describe",
         ),
         "match": Verb(
             "Another rule or chain over the tables of a run.",

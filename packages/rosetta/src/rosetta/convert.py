@@ -3,12 +3,14 @@
 import io
 import json
 import pickle
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
+import torch._utils
 from jaxtyping import Float64
 from paperkit import UserError
 from torch import Tensor
@@ -45,7 +47,8 @@ class _TablesOnly(pickle.Unpickler):
 
 def _storage(data: bytes) -> Any:
     """A tensor's storage, which torch pickles as bytes of its own format: read as data, onto the CPU."""
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    with warnings.catch_warnings(action="ignore"):  # of what is refused anyway
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
 def read_table(file: Path) -> Float64[Tensor, "da db"]:

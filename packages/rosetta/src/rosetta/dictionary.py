@@ -67,11 +67,15 @@ def build(
     mined: Mined,
     rule: str,
     probes: Float[Tensor, "n c s s2"],
-    probe_name: str,
+    about: Mapping[str, Any],
     hashes: Sequence[str],
     untrained: Mined | None = None,
 ) -> Dictionary:
-    """The dictionary of the chains of one rule; `hashes` are those of the models' weights."""
+    """The dictionary of the chains of one rule.
+
+    `about` is what `describe` says of all probes, `hashes` are those of the models' weights. Under several
+    processes all must call this, and pictures and signatures show this one's images.
+    """
     zoo, config = mined.tables.maps, mined.tables.config
     models = [
         {
@@ -88,7 +92,7 @@ def build(
     groups = cluster(zoo[0], [chain.units[0] for chain in found.found])
     manifest = {
         "schema": SCHEMA, "version": VERSION, "models": models,
-        "probes": {"name": probe_name, "images": len(probes), "hash": hash_of([probes])},
+        "probes": dict(about),
         "match": asdict(config), "chain": rule, "counts": counts(mined, untrained),
         "cluster": {"cut": groups.cut, "tree": groups.tree},
     }  # fmt: skip
@@ -107,6 +111,11 @@ def build(
         for row, chain in zip(chains[:PICTURED], found.found[:PICTURED], strict=True)
     }
     return Dictionary(manifest, chains, _tensors(mined), drawn)
+
+
+def describe(name: str, probes: Float[Tensor, "n c s s2"]) -> dict[str, Any]:
+    """Name, number and hash of probe images."""
+    return {"name": name, "images": len(probes), "hash": hash_of([images.to_uint8(probes)])}
 
 
 def _png(picture: Tensor) -> bytes:

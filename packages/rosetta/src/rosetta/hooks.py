@@ -18,6 +18,7 @@ from einops import rearrange
 from jaxtyping import Float
 from paperkit import UserError, suggest
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from rosetta.maps import Grid, Maps
 
@@ -136,8 +137,9 @@ def _by_rule(module: nn.Module, seen: _Seen) -> list[Site]:
     ]
     if mlps:
         return mlps
-    stages = [site for name in seen.outputs if STAGE.fullmatch(name) and (site := _map_site(name, seen))]
-    return stages or _last_of_each_size(seen)
+    named = [name for name in seen.outputs if STAGE.fullmatch(name)]
+    outer = [name for name in named if not any(name.startswith(f"{other}.") for other in named)]
+    return [site for name in outer if (site := _map_site(name, seen))] or _last_of_each_size(seen)
 
 
 def _last_of_each_size(seen: _Seen) -> list[Site]:
@@ -191,23 +193,25 @@ def _cropped(site: Site, network: Network) -> Site:
 
 
 @contextmanager
-def reading(network: Network) -> Iterator[dict[str, Tensor]]:
-    """A dict that holds the maps of every site, (b, c, h, w), after each run of the network."""
+def reading(network: Network, gradients: bool = False) -> Iterator[dict[str, Tensor]]:
+    """A dict that holds the maps of every site, (b, c, h, w), after each run; with `gradients` not
+    detached."""
     found: dict[str, Tensor] = {}
     modules = dict(network.module.named_modules())
 
     def keep(site: Site, value: Any) -> None:
         made = _tensor(value)
         assert made is not None
-        found[site.name] = _as_maps(made, site, network)
+        maps = _as_maps(made, site, network)
+        found[site.name] = maps if gradients else maps.detach()
 
-    handles = []
-    for site in network.sites:
+    def attached(site: Site) -> RemovableHandle:
         module = modules[site.name]
         if site.tokens:
-            handles.append(module.register_forward_pre_hook(lambda m, i, site=site: keep(site, i)))
-        else:
-            handles.append(module.register_forward_hook(lambda m, i, o, site=site: keep(site, o)))
+            return module.register_forward_pre_hook(lambda _, given: keep(site, given))
+        return module.register_forward_hook(lambda _, given, made: keep(site, made))
+
+    handles = [attached(site) for site in network.sites]
     try:
         yield found
     finally:
@@ -224,7 +228,7 @@ def _as_maps(value: Tensor, site: Site, network: Network) -> Float[Tensor, "b c 
     if inside.shape[1:] != (site.channels, *site.grid):
         shapes = f"{tuple(inside.shape[1:])} instead of {(site.channels, *site.grid)}"
         raise UserError(f"{network.name}, layer {site.name}: maps of shape {shapes}: images of one size only")
-    return inside.detach().float()
+    return inside.float()
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ class Array(Protocol):
     @property
     def shape(self) -> Sequence[int]: ...
 
-    def __getitem__(self, images: slice) -> Tensor: ...
+    def __getitem__(self, images: slice, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class Maps:
         self.grids = tuple((int(x.shape[2]), int(x.shape[3])) for x in data)
         self.offsets = (0, *accumulate(self.channels))
         self.alive = torch.ones(self.offsets[-1], dtype=torch.bool)
+        self._stats: Stats | None = None
 
     @property
     def images(self) -> int:
@@ -125,15 +126,18 @@ class Maps:
         return x if x.dtype == torch.float64 else x.float()
 
     def measure(self, chunk: int = 64) -> Stats:
-        """Statistics of every unit over the images of all processes; marks dead ones in `alive`.
+        """Statistics of every unit over the images of all processes; marks dead ones in `alive`. Looks once.
 
         Raises `UserError` with the model and layer of an activation that is not finite.
         """
+        if self._stats is not None:
+            return self._stats
         layers = [self._moments(layer, chunk) for layer in range(len(self.names))]
         deviations = [moments.variance.sqrt() for moments in layers]
         dead = torch.cat([std <= DEAD * std.median() for std in deviations])
         self.alive = ~dead
-        return Stats(torch.cat([moments.mean for moments in layers]), torch.cat(deviations), dead)
+        self._stats = Stats(torch.cat([moments.mean for moments in layers]), torch.cat(deviations), dead)
+        return self._stats
 
     def _moments(self, layer: int, chunk: int) -> Moments:
         pieces = [slice(start, start + chunk) for start in range(0, self.images, chunk)]

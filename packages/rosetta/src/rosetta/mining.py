@@ -56,15 +56,17 @@ class Tables:
         return nulls.disturbed(self.maps[model], kind, draw, self.config.seed)
 
     def _summary(self, name: str, a: Maps, b: Maps) -> Summary:
-        if name not in self._held:
-            path = self.folder and self.folder / name
-            if path and path.exists():
-                self._held[name] = load_summary(path)
-            else:
-                self._held[name] = summarise(tiles(a, b, options(self.config)), a.units, b.units, self.kept)
-                if path:
-                    save_summary(path, self._held[name])
-        return self._held[name]
+        if name in self._held:
+            return self._held[name]
+        path = self.folder and self.folder / name
+        if path and path.exists():
+            return load_summary(path)
+        found = summarise(tiles(a, b, options(self.config)), a.units, b.units, self.kept)
+        if path:
+            save_summary(path, found)
+        else:
+            self._held[name] = found
+        return found
 
 
 def options(config: MatchConfig) -> Options:
@@ -328,6 +330,18 @@ def as_text(rows: Sequence[dict[str, Any]]) -> str:
         for line in cells
     ]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def as_words(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The same, a sentence for each row."""
+    return [
+        f"{row['what']}: "
+        + ", ".join(
+            f"{COLUMNS[key]} {_cell(row[key], key)}" for key in COLUMNS if key != "what" and key in row
+        )
+        + "."
+        for row in rows
+    ]
 
 
 def _cell(value: Any, key: str) -> str:

@@ -6,6 +6,7 @@
 
 import os
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,13 +72,14 @@ def inputs(size: int, mean: tuple[float, ...], std: tuple[float, ...]):
 def _timm(name: str, weights: str) -> Network:
     try:
         import timm
+        from timm.data import resolve_model_data_config
     except ImportError:
         raise UserError(f"timm:{name} needs timm: {INSTALL}") from None
     known = timm.list_models() + timm.list_models(pretrained=True)
     if name.partition(".")[0] not in known and name not in known:
         raise UserError(f"timm has no model {name}{suggest(name, known)}")
     module = _fetched(f"timm:{name}", lambda: timm.create_model(name, pretrained=not weights))
-    asked = timm.data.resolve_model_data_config(module)
+    asked = resolve_model_data_config(module)
     return Network(name, module, prepare=inputs(asked["input_size"][-1], asked["mean"], asked["std"]))
 
 
@@ -126,7 +128,7 @@ def of_transformers(name: str, module: Any) -> Network:
     size = size if isinstance(size, int) else min(size)
     values = CLIP if "clip" in module.config.model_type else IMAGENET
 
-    def call(module: nn.Module, x: Tensor) -> Any:
+    def call(module: Any, x: Tensor) -> Any:
         if hasattr(module.config, "mask_ratio"):
             tokens = (x.shape[2] // module.config.patch_size) * (x.shape[3] // module.config.patch_size)
             return module(pixel_values=x, noise=torch.arange(tokens).float().expand(len(x), -1))
@@ -223,7 +225,8 @@ def state_of(file: Path, module: nn.Module) -> Mapping[str, Tensor]:
 
 def _data(file: Path) -> Any:
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of a file that is refused anyway
+            return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{file}: there is no such file") from None
     except pickle.UnpicklingError:

@@ -38,7 +38,7 @@ def best_images(zoo: Sequence[Maps], chain: Chain, count: int = SHOWN) -> Int64[
 
 def overlay(
     picture: UInt8[Tensor, "t c s s2"], maps: Float[Tensor, "t h w"], scale: int
-) -> UInt8[Tensor, "t 3 s s2"]:
+) -> UInt8[Tensor, "t 3 i j"]:
     """Images, made grey and enlarged, with heat where the maps are above their mean."""
     size = [side * scale for side in picture.shape[2:]]
     grey = images.enlarge(picture, scale).float().mean(1, keepdim=True).expand(-1, 3, -1, -1)

@@ -1,8 +1,9 @@
 """Maps and probe images as files mapped into memory: recording that goes on, tables that read pieces."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,10 +106,14 @@ def open_images(file: Path) -> Float[Tensor, "n c s s2"]:
 
 
 def note_mined(
-    place: Path, maps: Sequence[str], match: MatchConfig, probes: str, hashes: Sequence[str]
+    place: Path,
+    maps: Sequence[str],
+    match: MatchConfig,
+    probes: Mapping[str, Any],
+    hashes: Sequence[str],
 ) -> None:
     """mined.json: what `match` needs to know of a folder with tables, maps and probes."""
-    facts = {"maps": list(maps), "match": to_json(match), "probes": probes, "hashes": list(hashes)}
+    facts = {"maps": list(maps), "match": to_json(match), "probes": dict(probes), "hashes": list(hashes)}
     write_json(place / "mined.json", facts)
 
 

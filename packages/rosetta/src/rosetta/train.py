@@ -1,8 +1,9 @@
 """`rosetta train`: a small zoo, trained and mined in one run; every count is printed beside its null."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float
 from paperkit import UserError, images, parallel, report
@@ -14,7 +15,7 @@ from rosetta import browse, dictionary, mining, pictures, store, zoo
 from rosetta.config import MatchConfig, TrainConfig
 from rosetta.hooks import record
 from rosetta.maps import Maps
-from rosetta.mining import Mined, Tables
+from rosetta.mining import Tables
 from rosetta.zoo import GENERATOR, MEMBERS, Source, Stage
 
 TITLE = "Rosetta neurons: the units that different networks share"
@@ -106,6 +107,7 @@ def conclude(run: Run, config: TrainConfig, source: Source, found: Sequence[Stag
     """Quality of the networks, both dictionaries with pictures and browser, and the report."""
     by_name = {stage.name: stage for stage in found}
     lines = [quality(by_name, source)]
+    run.say(lines[0])
     fresh = zoo.stages(replace(config, seed=config.seed + 1_000_000), *source.shape, source.classes)
     fresh_by_name = {stage.name: stage for stage in fresh}
     codes, made = zoo.generated(by_name[GENERATOR], config.probes, config.seed)
@@ -117,16 +119,19 @@ def conclude(run: Run, config: TrainConfig, source: Source, found: Sequence[Stag
         mined = mining.mine(Tables(trained, config.match, run.folder / name / "tables"))
         control = mining.mine(Tables(untrained, config.match, run.folder / name / "untrained"))
         hashes = [store.weights_hash(by_name[m.model].modules["net"]) for m in trained]
-        keep(run.folder / name, trained, probes, f"{name} {source.name}", hashes, config.match)
-        told = write_dictionary(run.folder / name, mined, control, probes, f"{name} {source.name}", hashes)
-        lines.append(f"{name} images\n{told}")
+        about = dictionary.describe(f"{name}, {source.name}", probes)
+        keep(run.folder / name, trained, probes, about, hashes, config.match)
+        built = dictionary.build(mined, "star", probes, about, hashes, control)
+        write_dictionary(run.folder / name, built)
+        rows = mining.counts(mined, control)
+        run.say(mining.as_text(rows))
+        lines += [f"{name.capitalize()} images.", *mining.as_words(rows)]
         best = mined.chains["star"].found[:SHEET]
         if best:
             images.write(run.folder / "samples" / f"{name}-chains.png", pictures.sheet(probes, trained, best))
-    lines.append(READING)
-    for text in lines:
-        run.say(text)
-    notes = "\n\n".join(lines)
+    run.say(READING)
+    run.say(f"browser   {run.folder / 'real' / 'browser.html'}")
+    notes = "\n\n".join([*lines, READING])
     run.say(f"report    {report.write(run.folder, TITLE, SUBTITLE, notes=notes)}")
 
 
@@ -139,30 +144,25 @@ READING = (
 
 
 def keep(
-    place: Path, maps: Sequence[Maps], probes: Tensor, name: str, hashes: Sequence[str], match: MatchConfig
+    place: Path,
+    maps: Sequence[Maps],
+    probes: Tensor,
+    about: Mapping[str, Any],
+    hashes: Sequence[str],
+    match: MatchConfig,
 ) -> None:
     """Maps and probes, for `match` to go on with."""
     folders = [store.folder_name(m.model) for m in maps]
     for folder, each in zip(folders, maps, strict=True):
         store.write_maps(place / "maps" / folder, each)
     store.write_images(place / "probes.npy", probes)
-    store.note_mined(place, folders, match, name, hashes)
+    store.note_mined(place, folders, match, about, hashes)
 
 
-def write_dictionary(
-    place: Path,
-    mined: Mined,
-    control: Mined | None,
-    probes: Tensor,
-    probe_name: str,
-    hashes: Sequence[str],
-    rule: str = "star",
-) -> str:
-    """Dictionary and browser below `place`; returns the table of counts."""
-    built = dictionary.build(mined, rule, probes, probe_name, hashes, control)
+def write_dictionary(place: Path, built: dictionary.Dictionary) -> None:
+    """Dictionary and browser below `place`."""
     dictionary.write(place / "dictionary", built)
     browse.write(place / "browser.html", built)
-    return mining.as_text(mining.counts(mined, control))
 
 
 def maps_of(by_name: dict[str, Stage], probes: Tensor, codes: Float[Tensor, "n z"] | None) -> list[Maps]:

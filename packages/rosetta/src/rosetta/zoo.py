@@ -68,7 +68,7 @@ def open_source(config: TrainConfig) -> Source:
 class Stage:
     """A network, how long it learns, and one step of it."""
 
-    rate = RATE["classifier"]
+    rate, betas = RATE["classifier"], (0.9, 0.99)
 
     def __init__(self, name: str, modules: Mapping[str, nn.Module], steps: int, seed: int):
         self.name, self.modules, self.steps, self.seed = name, dict(modules), steps, seed
@@ -77,8 +77,6 @@ class Stage:
             for key, module in self.modules.items()
             if key != "average"
         }
-
-    betas = (0.9, 0.99)
 
     def step(self, source: Source, batch: int, local: int) -> dict[str, float]:
         """One update (local counts from 1); the losses."""
@@ -118,7 +116,7 @@ class ClassifierStage(Stage):
         x = self._shifted(x, local) if self.moved else x
         loss = F.cross_entropy(self.modules["net"](x), labels)
         self.descend("net", loss, self.cosine(local))
-        return {"loss": float(loss)}
+        return {"loss": float(loss.detach())}
 
     def _shifted(self, x: Tensor, local: int) -> Tensor:
         most = max(1, x.shape[2] // 14)
@@ -140,7 +138,7 @@ class MaskedStage(Stage):
         noise = torch.rand(len(x), net.tokens, generator=rng.generator(self.seed, local, "mask"))
         loss = net.loss(x, noise.argsort(1).to(x.device))
         self.descend("net", loss, self.cosine(local))
-        return {"loss": float(loss)}
+        return {"loss": float(loss.detach())}
 
 
 class GeneratorStage(Stage):
@@ -161,7 +159,7 @@ class GeneratorStage(Stage):
             for kept, value in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
                 if kept.is_floating_point():
                     kept.lerp_(value, 1 - max(0.0, min(AVERAGE, 1 - 1 / local)))
-        return {"loss": float(loss), "critic": float(told)}
+        return {"loss": float(loss.detach()), "critic": float(told.detach())}
 
 
 # ---- The zoo -----------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from paperkit.device import choose
 from paperkit.run import Run, RunOptions
 from torch import Tensor
 
-from rosetta import hooks, mining, models, store
+from rosetta import dictionary, hooks, mining, models, store
 from rosetta.config import MineConfig
 from rosetta.hooks import Network
 from rosetta.mining import Tables
@@ -77,17 +77,21 @@ def conclude(
     for each in maps:
         if dead := each.units - each.living:
             run.say(f"dead      {each.model}: {dead} of {each.units} units never change")
+    hashes = [store.weights_hash(network.module) for network in zoo]
+    about = dictionary.describe(probes.name, probes.pixels)
+    built = dictionary.build(mined, "star", own, about, hashes)
     if not run.main:
         return
-    hashes = [store.weights_hash(network.module) for network in zoo]
-    store.write_images(run.folder / "probes.npy", own)
     if alone:
-        store.note_mined(run.folder, [place.name for place in places], config.match, probes.name, hashes)
-    told = write_dictionary(run.folder, mined, None, own, probes.name, hashes)
-    run.say(told)
+        store.write_images(run.folder / "probes.npy", own)
+        store.note_mined(run.folder, [place.name for place in places], config.match, about, hashes)
+    write_dictionary(run.folder, built)
+    rows = mining.counts(mined)
+    run.say(mining.as_text(rows))
     run.say(READING)
     run.say(f"browser   {run.folder / 'browser.html'}")
-    run.say(f"report    {report.write(run.folder, TITLE, SUBTITLE, notes=f'{told} {READING}')}")
+    notes = "\n\n".join([*mining.as_words(rows), READING])
+    run.say(f"report    {report.write(run.folder, TITLE, SUBTITLE, notes=notes)}")
 
 
 def place_of(folder: Path, network: Network) -> Path:
