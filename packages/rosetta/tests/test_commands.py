@@ -176,7 +176,8 @@ def test_bad_input_is_one_line(run, capsys):
 ZOO = ["timm:resnet10t@untrained", "tv:squeezenet1_1@untrained"]
 WORDS = [
     *ZOO, "--images", "digits", "--split", "test", "--limit", "12", "--size", "32", "--batch", "4",
-    "--match.draws", "2", "--match.others", "0", "--layers", "resnet10t=layer[23]", "squeezenet=features.[57]",
+    "--match.draws", "2", "--match.others", "0",
+    "--layers", "resnet10t=layer[23]", "squeezenet=features.[57]",
 ]  # fmt: skip
 
 

@@ -46,8 +46,8 @@ class Settings:
     def __post_init__(self):
         if self.steps < 1 or not self.rate > 0 or self.prior < 0 or self.pixels < 0:
             raise UserError(
-                "an inversion needs --steps from 1 on, a positive --rate, and --prior and --pixels not
-                negative" )
+                "an inversion needs steps from 1 on, a positive rate, prior and pixels not negative"
+            )
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,7 @@ def _agreement(maps: Callable[[int], Map], goals: Sequence[Goal]) -> Float[Tenso
     return total / sum(goal.weight for goal in goals)
 
 
-# ---- Goals
----------------------------------------------------------------------------------------------------
+# ---- Goals -------------------------------------------------------------------------------------------------
 
 
 def goals_of_image(
@@ -164,8 +163,7 @@ def goals_of_edit(
         return [Goal(unit, edit(maps(unit))) for unit in units]
 
 
-# ---- Edits of maps
--------------------------------------------------------------------------------------------
+# ---- Edits of maps -----------------------------------------------------------------------------------------
 
 
 def shift(down: float, right: float) -> Callable[[Map], Map]:
