@@ -12,10 +12,11 @@ import pytest
 import torch
 from paperkit import UserError, images
 from paperkit.run import RunOptions, checkpoints, load_checkpoint, read_metrics
-from rosetta import dictionary, own, store, zoo, zoo_claim
+from rosetta import dictionary, own, planted, store, zoo, zoo_claim
 from rosetta import train as train_module
 from rosetta.cli import main
 from rosetta.config import TRAIN, MatchConfig, MineConfig
+from rosetta.mining import Tables
 from rosetta.train import train
 
 SMOKE = replace(
@@ -173,18 +174,18 @@ def test_bad_input_is_one_line(run, capsys):
 
 # ---- mine
 
-ZOO = ["timm:resnet10t@untrained", "tv:squeezenet1_1@untrained"]
+ZOO = ["tv:shufflenet_v2_x0_5@untrained", "tv:squeezenet1_1@untrained"]
 WORDS = [
     *ZOO, "--images", "digits", "--split", "test", "--limit", "12", "--size", "32", "--batch", "4",
     "--match.draws", "2", "--match.others", "0",
-    "--layers", "resnet10t=layer[23]", "squeezenet=features.[57]",
+    "--layers", "shufflenet=stage[23]", "squeezenet=features.[57]",
 ]  # fmt: skip
 
 
 def test_networks_of_ones_own_are_mined_and_go_on_after_a_stop(monkeypatch, capsys):
     assert main(["mine", *WORDS, "-n"]) == 0
     said = capsys.readouterr().out
-    assert "layer2: " in said
+    assert "stage2: " in said
     assert "GiB on disk" in said
     assert not Path("runs").exists()
     assert main(["mine", *WORDS, "--out", "whole"]) == 0
@@ -206,24 +207,51 @@ def test_networks_of_ones_own_are_mined_and_go_on_after_a_stop(monkeypatch, caps
     assert main(["match", "whole", "--k", "2"]) == 0
 
 
-def test_two_processes_mine_the_zoo_of_one():
-    script = "import sys; from rosetta.cli import main; sys.exit(main())"
-    Path("script.py").write_text(script)
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from paperkit import parallel
+from paperkit.device import choose
+from rosetta import planted
+from rosetta.cli import main
+from rosetta.config import MatchConfig
+from rosetta.mining import Tables
+parallel.launch(choose("cpu"))
+rank, _ = parallel.world()
+maps = [m.part(slice(rank * 20, rank * 20 + 20)) for m in planted.plant(0, 0.3).maps]
+dead = [int(m.measure().dead.sum()) for m in maps]
+found = Tables(maps, MatchConfig(double=True)).observed(0, 1).rows
+if rank == 0:
+    told = {"scores": found.scores.tolist(), "partners": found.partners.tolist(), "dead": dead}
+    Path("told.json").write_text(json.dumps(told))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_two_processes_give_the_tables_and_the_dictionary_of_one():
+    """An exact reduction: sums in float64 about means; then the real command."""
+    Path("script.py").write_text(SCRIPT)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
         [*launcher, "script.py", "mine", *WORDS, "--out", "two"], capture_output=True, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    told = json.loads(Path("told.json").read_text())
+    maps = [m.part(slice(0, 40)) for m in planted.plant(0, 0.3).maps]
+    assert told["dead"] == [int(m.measure().dead.sum()) for m in maps] == [3, 3, 3]
+    found = Tables(maps, MatchConfig(double=True)).observed(0, 1).rows
+    assert told["partners"] == found.partners.tolist()
+    finite = found.scores.isfinite()
+    assert (
+        float((torch.tensor(told["scores"], dtype=torch.float64) - found.scores)[finite].abs().max()) < 1e-12
+    )
+
     assert main(["mine", *WORDS, "--out", "one"]) == 0
     one, two = (dictionary.read(Path(name) / "dictionary") for name in ("one", "two"))
-    scores = [
-        {
-            tuple(u): r
-            for u, r in zip(d.tensors["0-1.units"].tolist(), d.tensors["0-1.r"].tolist(), strict=True)
-        }
-        for d in (one, two)
-    ]
+    assert one.manifest["probes"] == two.manifest["probes"]
+    scores = [dict(zip(map(tuple, d.tensors["0-1.units"].tolist()), d.tensors["0-1.r"].tolist(), strict=True))
+              for d in (one, two)]  # fmt: skip
     shared = scores[0].keys() & scores[1].keys()
     assert len(shared) >= 0.98 * len(scores[0])
     assert max(abs(scores[0][pair] - scores[1][pair]) for pair in shared) < 1e-6

@@ -1,8 +1,5 @@
-"""Mining of planted units: significance, chains, stored tables, two processes; residuals; clusters."""
+"""Mining of planted units: significance, chains, stored tables; residuals; clusters."""
 
-import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -126,50 +123,6 @@ def test_halves_agree_on_planted_units_and_not_on_permuted_ones():
     index, null = mining.split_half(found[0], found[1], MATCH, 0.2, 3)
     assert index > 0.8
     assert max(null) < 0.3
-
-
-SCRIPT = """
-import json, sys
-import torch
-from paperkit import parallel
-from paperkit.device import choose
-from rosetta.config import MatchConfig
-from rosetta.mining import Tables, mine
-from rosetta import planted
-parallel.launch(choose("cpu"))
-rank, size = parallel.world()
-own = slice(rank * 20, rank * 20 + 20) if size > 1 else slice(0, 40)
-maps = [m.part(own) for m in planted.plant(0, 0.3).maps]
-observed = Tables(maps, MatchConfig(draws=1, others=0, double=True))
-for m in maps:
-    m.measure()
-found = observed.observed(0, 1)
-if rank == 0:
-    print(json.dumps({"scores": found.rows.scores.tolist(), "partners": found.rows.partners.tolist(),
-                      "dead": [int((~m.alive).sum()) for m in maps]}))
-"""
-
-
-def test_two_processes_give_the_tables_of_one(tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    one, two = (
-        json.loads(
-            subprocess.run(
-                [sys.executable, *words, "script.py"],
-                capture_output=True,
-                text=True,
-                check=True,
-                cwd=tmp_path,
-            ).stdout.splitlines()[-1]
-        )
-        for words in ([], launcher)
-    )
-    assert one["partners"] == two["partners"]
-    assert one["dead"] == two["dead"] == [3, 3, 3]
-    a, b = (torch.tensor(x["scores"]) for x in (one, two))
-    finite = a.isfinite()
-    assert float((a - b)[finite].abs().max()) < 1e-12
 
 
 # ---- residuals

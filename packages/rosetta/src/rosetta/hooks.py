@@ -23,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from rosetta.maps import Grid, Maps
 
 STAGE = re.compile(
-    r"(.*\.)?(layer\d+|stages?[._]\d+|blocks\.\d+|features\.\d+|(down|up)_blocks\.\d+|mid_block)"
+    r"(.*\.)?(layer\d+|stages?[._]?\d+|blocks\.\d+|features\.\d+|(down|up)_blocks\.\d+|mid_block)"
 )
 """Names that the outputs of a convolutional network's stages go by (torchvision, timm, transformers,
 diffusers)."""

@@ -120,7 +120,7 @@ def seek(
         (gradient,) = torch.autograd.grad(loss, code)
         code.grad = gradient
         optimiser.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     with torch.no_grad():
         image, maps = generator.run(code)
         reached = tuple(float(cosine(maps(goal.unit), goal.map)) for goal in goals)

@@ -134,7 +134,8 @@ def centred(
     x = x.double() if double else x
     shift = x.mean((2, 3)).mean(0, dtype=torch.float64)
     shift = shift.to(x.dtype)
-    return x - shift[:, None, None], shift.double()
+    y = x - shift[:, None, None]
+    return y if double else y.float(), shift.double()
 
 
 def prepare(y: Float[Tensor, "b d h w"], shift: Float64[Tensor, "d"], other: Grid) -> Prepared:

@@ -117,7 +117,8 @@ def conclude(run: Run, config: TrainConfig, source: Source, found: Sequence[Stag
         untrained = maps_of(fresh_by_name, probes, given)
         run.say(f"mining    {name} images: {', '.join(m.model for m in trained)}")
         mined = mining.mine(Tables(trained, config.match, run.folder / name / "tables"))
-        control = mining.mine(Tables(untrained, config.match, run.folder / name / "untrained"))
+        few = replace(config.match, others=0)  # of the twin only matches above its threshold are told
+        control = mining.mine(Tables(untrained, few, run.folder / name / "untrained"))
         hashes = [store.weights_hash(by_name[m.model].modules["net"]) for m in trained]
         about = dictionary.describe(f"{name}, {source.name}", probes)
         keep(run.folder / name, trained, probes, about, hashes, config.match)
