@@ -254,7 +254,8 @@ def test_two_processes_give_the_tables_and_the_dictionary_of_one():
               for d in (one, two)]  # fmt: skip
     shared = scores[0].keys() & scores[1].keys()
     assert len(shared) >= 0.98 * len(scores[0])
-    assert max(abs(scores[0][pair] - scores[1][pair]) for pair in shared) < 1e-6
+    # The maps differ in float32: each process runs the networks on batches of other images.
+    assert max(abs(scores[0][pair] - scores[1][pair]) for pair in shared) < 1e-5
 
 
 def test_maps_of_another_network_are_not_mixed():
