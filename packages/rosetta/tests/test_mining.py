@@ -164,9 +164,6 @@ def test_copies_fall_into_one_group():
     found = cluster.cluster(maps, list(range(6)))
     assert found.labels == [0, 0, 1, 1, 2, 2]
     assert len(found.tree) == 5
-    r = cluster.similarities(maps, list(range(6)))
-    matches = cluster.self_matches(r, list(range(6)))
-    assert cluster.components(matches, list(range(6))) == [0, 0, 1, 1, 2, 2]
     assert cluster.cluster(maps, [4]).labels == [0]
 
 

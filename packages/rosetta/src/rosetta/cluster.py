@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float64
 from torch import Tensor
 
@@ -65,27 +64,3 @@ def of_similarities(r: Float64[Tensor, "n n"]) -> Clusters:
                 top, best, labels = score, cut, found
     sizes = sorted(set(labels.tolist()), key=lambda c: (-int((labels == c).sum()), labels.tolist().index(c)))
     return Clusters([sizes.index(label) for label in labels.tolist()], best, tree.tolist())
-
-
-def components(matches: set[tuple[int, ...]], units: Sequence[int]) -> list[int]:
-    """Connected components of a graph of self-matches, numbered in the order of `units`."""
-    group = {unit: unit for unit in units}
-
-    def root(unit: int) -> int:
-        while group[unit] != unit:
-            unit = group[unit]
-        return unit
-
-    for u, v in matches:
-        if u in group and v in group:
-            group[root(u)] = root(v)
-    order: dict[int, int] = {}
-    return [order.setdefault(root(unit), len(order)) for unit in units]
-
-
-def self_matches(r: Float64[Tensor, "n n"], units: Sequence[int], k: int = 1) -> set[tuple[int, ...]]:
-    """Mutual k-best pairs of units with one another, themselves left out."""
-    from rosetta.method import best_buddies
-
-    apart = r.clone().fill_diagonal_(-torch.inf)
-    return {(units[i], units[j]) for i, j in best_buddies(apart, k).nonzero().tolist()}

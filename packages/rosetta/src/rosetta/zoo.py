@@ -1,6 +1,7 @@
 """The small zoo's training, one network after another; each step depends on (seed, step) alone."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -65,7 +66,7 @@ def open_source(config: TrainConfig) -> Source:
 # ---- One network's training --------------------------------------------------------------------------------
 
 
-class Stage:
+class Stage(ABC):
     """A network, how long it learns, and one step of it."""
 
     rate, betas = RATE["classifier"], (0.9, 0.99)
@@ -86,9 +87,9 @@ class Stage:
         labels = source.labels[torch.from_numpy(index)].to(device)
         return self.learn(x, labels, local)
 
+    @abstractmethod
     def learn(self, x: Tensor, labels: Tensor, local: int) -> dict[str, float]:
         """Update on a batch."""
-        raise NotImplementedError
 
     def descend(self, key: str, loss: Tensor, share: float) -> None:
         """A step of one optimiser at a share of its rate."""
