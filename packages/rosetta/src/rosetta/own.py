@@ -47,6 +47,7 @@ def mine(config: MineConfig, options: RunOptions | None = None, preset: str = ""
     for network in zoo:
         run.say(f"network   {network.name}: {units(network):,} units in {len(network.sites)} layers")
 
+    notes = ""
     with run.guard():
         own = part(probes.pixels)
         places = [place_of(run.folder, network) for network in zoo]
@@ -62,14 +63,16 @@ def mine(config: MineConfig, options: RunOptions | None = None, preset: str = ""
                 if recording.done <= first:
                     recording.take(x)
         if step == batches:
-            conclude(run, config, probes, own, zoo, places)
+            notes = conclude(run, config, probes, own, zoo, places)
+    if run.main:
+        run.say(f"report    {report.write(run.folder, TITLE, SUBTITLE, notes=notes)}")
     return run.folder
 
 
 def conclude(
     run: Run, config: MineConfig, probes: Probes, own: Tensor, zoo: list[Network], places: list[Path]
-) -> None:
-    """Tables, dictionary, browser, report."""
+) -> str:
+    """Tables, dictionary, browser; returns notes for the report."""
     maps = [store.open_maps(place) for place in places]
     alone = parallel.world()[1] == 1
     tables = Tables(maps, config.match, run.folder / "tables" if run.main and alone else None)
@@ -80,18 +83,18 @@ def conclude(
     hashes = [store.weights_hash(network.module) for network in zoo]
     about = dictionary.describe(probes.name, probes.pixels)
     built = dictionary.build(mined, "star", own, about, hashes)
+    rows = mining.counts(mined)
+    notes = "\n\n".join([*mining.as_words(rows), READING])
     if not run.main:
-        return
+        return notes
     if alone:
         store.write_images(run.folder / "probes.npy", own)
         store.note_mined(run.folder, [place.name for place in places], config.match, about, hashes)
     write_dictionary(run.folder, built)
-    rows = mining.counts(mined)
     run.say(mining.as_text(rows))
     run.say(READING)
     run.say(f"browser   {run.folder / 'browser.html'}")
-    notes = "\n\n".join([*mining.as_words(rows), READING])
-    run.say(f"report    {report.write(run.folder, TITLE, SUBTITLE, notes=notes)}")
+    return notes
 
 
 def place_of(folder: Path, network: Network) -> Path:

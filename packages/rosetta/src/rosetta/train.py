@@ -46,7 +46,7 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
     )  # fmt: skip
     if not run.begins(device=device, data=source.name, zoo=words(found)):
         return run.folder
-    start = restore(run, found)
+    start, notes = restore(run, found), ""
 
     with run.guard():
         step = start
@@ -68,7 +68,8 @@ def train(config: TrainConfig, options: RunOptions | None = None, preset: str = 
             if step % config.save_every == 0 or run.last:
                 save(run, step, found, config.keep)
         if step == total:
-            conclude(run, config, source, found)
+            notes = conclude(run, config, source, found)
+    run.say(f"report    {report.write(run.folder, TITLE, SUBTITLE, notes=notes)}")
     return run.folder
 
 
@@ -103,8 +104,8 @@ def restore(run: Run, found: Sequence[Stage]) -> int:
 # ---- What the zoo shares -----------------------------------------------------------------------------------
 
 
-def conclude(run: Run, config: TrainConfig, source: Source, found: Sequence[Stage]) -> None:
-    """Quality of the networks, both dictionaries with pictures and browser, and the report."""
+def conclude(run: Run, config: TrainConfig, source: Source, found: Sequence[Stage]) -> str:
+    """Quality of the networks, both dictionaries with pictures and browser; returns notes for the report."""
     by_name = {stage.name: stage for stage in found}
     lines = [quality(by_name, source)]
     run.say(lines[0])
@@ -132,8 +133,7 @@ def conclude(run: Run, config: TrainConfig, source: Source, found: Sequence[Stag
             images.write(run.folder / "samples" / f"{name}-chains.png", pictures.sheet(probes, trained, best))
     run.say(READING)
     run.say(f"browser   {run.folder / 'real' / 'browser.html'}")
-    notes = "\n\n".join([*lines, READING])
-    run.say(f"report    {report.write(run.folder, TITLE, SUBTITLE, notes=notes)}")
+    return "\n\n".join([*lines, READING])
 
 
 READING = (
