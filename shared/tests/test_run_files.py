@@ -23,6 +23,7 @@ from paperkit.run import (
     fill,
     from_json,
     load_checkpoint,
+    load_foreign,
     load_weights,
     read_json,
     save_checkpoint,
@@ -346,6 +347,23 @@ def test_newer_and_foreign_formats(checkpoint: Path) -> None:
     ):
         torch.save(content, checkpoint / "state.pt")
         assert words in refusal(load_checkpoint, checkpoint)
+
+
+def test_files_of_other_programs_are_data_or_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    torch.save({"model": {"w": torch.ones(2)}, "epoch": 3}, tmp_path / "their.pth")
+    found = load_foreign(tmp_path / "their.pth")
+    assert found["epoch"] == 3
+    assert torch.equal(found["model"]["w"], torch.ones(2))
+    save_file({"w": torch.ones(1)}, tmp_path / "their.safetensors")
+    assert torch.equal(load_foreign(tmp_path / "their.safetensors")["w"], torch.ones(1))
+    torch.save(Attack(f"touch {shlex.quote(str(tmp_path / 'ran'))}"), tmp_path / "code.pth")
+    assert "perhaps code, and was not opened" in refusal(load_foreign, tmp_path / "code.pth")
+    assert not (tmp_path / "ran").exists()
+    (tmp_path / "torn.pth").write_bytes((tmp_path / "their.pth").read_bytes()[:-40])
+    assert "damaged" in refusal(load_foreign, tmp_path / "torn.pth")
+    assert "no such file" in refusal(load_foreign, tmp_path / "none.pth")
 
 
 def test_fill_names_the_key_that_does_not_fit() -> None:

@@ -161,6 +161,15 @@ def test_raft_reads_a_file_of_weights(tmp_path):
     assert flow(x[:, 0], x[:, 1]).shape == (2, 12, 16)
 
 
+def test_raft_refuses_weights_of_another_network_and_anything_but_data(tmp_path):
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
+    torch.save(print, tmp_path / "code.pth")  # a function by name: more than data
+    (tmp_path / "torn.pth").write_bytes(b"PK\x03\x04")
+    for name, words in (("other", "of another network"), ("code", "not opened"), ("torn", "damaged")):
+        with pytest.raises(UserError, match=words):
+            guidance.estimator("raft", str(tmp_path / f"{name}.pth"))
+
+
 # ---- figures
 
 

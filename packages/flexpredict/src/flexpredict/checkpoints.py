@@ -6,7 +6,6 @@ weights, and runs of ours. Sizes are read from shapes and never from names.
 """
 
 import math
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from paperkit import UserError
-from paperkit.run import atomic, checkpoints, fill, find, load_checkpoint, load_weights, write_json
+from paperkit.run import atomic, checkpoints, fill, find, load_checkpoint, load_foreign, write_json
 from torch import Tensor
 
 from flexpredict.config import Layout, NetConfig
@@ -137,21 +136,7 @@ def read(where: str | Path) -> Checkpoint:
         return _read_run(find("flexpredict", where))
     if not path.is_file():
         raise UserError(f"there is no file or run folder {path}")
-    content = load_weights(path) if path.suffix == ".safetensors" else _unpickle(path)
-    return _sorted_out(content, path.name)
-
-
-def _unpickle(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path} is damaged or holds more than data, perhaps code, and was not opened"
-        ) from None
-    except MemoryError:
-        raise
-    except Exception as error:  # damaged bytes end in almost any exception of the reader
-        raise UserError(f"{path} cannot be read: {(str(error) or repr(error)).splitlines()[0]}") from None
+    return _sorted_out(load_foreign(path), path.name)
 
 
 def _read_run(folder: Path) -> Checkpoint:

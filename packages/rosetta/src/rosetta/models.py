@@ -5,8 +5,6 @@
 """
 
 import os
-import pickle
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from paperkit import UserError, rng, suggest
-from paperkit.run import fill, load_weights
+from paperkit.run import fill, load_foreign
 from torch import Tensor, nn
 
 from rosetta.hooks import Network
@@ -211,7 +209,7 @@ def state_of(file: Path, module: nn.Module) -> Mapping[str, Tensor]:
     Opens the usual wrappers ("state_dict", "model", "teacher", ...), takes off prefixes that all names share,
     and leaves out a head that the network lacks. Raises `UserError` for code, damage, or no tensors.
     """
-    found = load_weights(file) if file.suffix == ".safetensors" else _unwrapped(_data(file), file)
+    found = _unwrapped(load_foreign(file), file)
     own = set(module.state_dict())
     for prefix in ("", "module.", "model.", "backbone.", "module.backbone.", "encoder.", "visual."):
         renamed = {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
@@ -221,20 +219,6 @@ def state_of(file: Path, module: nn.Module) -> Mapping[str, Tensor]:
     raise UserError(
         f"{file} is of another network: it lacks {missing[0]} ({len(missing)} of {len(own)} names)"
     )
-
-
-def _data(file: Path) -> Any:
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of a file that is refused anyway
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{file}: there is no such file") from None
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{file} holds more than data, perhaps code, and was not opened: use another"
-        ) from None
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(f"{file} is damaged: {str(error).splitlines()[0]}") from None
 
 
 def _unwrapped(found: Any, file: Path) -> Mapping[str, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from paperkit import UserError
 from paperkit.resize import resize
-from paperkit.run import load_weights
+from paperkit.run import fill, load_foreign
 from torch import Tensor
 
 Flow = Callable[[Float[Tensor, "3 h w"], Float[Tensor, "3 h w"]], Float[Tensor, "2 h w"]]
@@ -41,17 +41,11 @@ def raft(weights: str) -> Flow:
     """torchvision's RAFT from a file of its weights."""
     if not weights:
         raise UserError("--flow raft needs --weights FILE: torchvision's raft_large, .safetensors or .pth")
-    path = Path(weights)
-    if not path.is_file():
-        raise UserError(f"--weights {weights}: there is no such file")
+    state = load_foreign(Path(weights))
     from torchvision.models.optical_flow import raft_large
 
     net = raft_large(weights=None).eval()
-    if path.suffix == ".safetensors":
-        state = load_weights(path)
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    net.load_state_dict(state)
+    fill(net, state, weights)
 
     @torch.no_grad()
     def flow(first: Tensor, second: Tensor) -> Tensor:

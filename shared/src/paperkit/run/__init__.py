@@ -4,7 +4,15 @@ Used by every paper that writes anything. Importing this package does not import
 """
 
 from paperkit import suggest
-from paperkit.run.checkpoint import FORMAT, checkpoints, fill, load_checkpoint, load_weights, save_checkpoint
+from paperkit.run.checkpoint import (
+    FORMAT,
+    checkpoints,
+    fill,
+    load_checkpoint,
+    load_foreign,
+    load_weights,
+    save_checkpoint,
+)
 from paperkit.run.config import differences, from_json, to_json
 from paperkit.run.files import atomic, explain, read_json, write_folder, write_json
 from paperkit.run.folder import Interrupted, Run, RunOptions, find, read_metrics, runs_folder
@@ -22,6 +30,7 @@ __all__ = [
     "find",
     "from_json",
     "load_checkpoint",
+    "load_foreign",
     "load_weights",
     "read_json",
     "read_metrics",

@@ -66,12 +66,9 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, "Tensor"]], Any]:
 
     Raises `UserError` for a file that is missing, corrupt, from a newer version, or holds anything but data.
     """
-    import torch
-
     path = folder / "state.pt"
     try:
-        with warnings.catch_warnings(action="ignore"):  # of a file that is refused anyway
-            saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = _data(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: the checkpoint is not whole") from None
     except pickle.UnpicklingError:
@@ -90,6 +87,34 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, "Tensor"]], Any]:
     return {name: load_weights(folder / f"{name}.safetensors") for name in saved["groups"]}, saved["state"]
 
 
+def load_foreign(path: Path) -> Any:
+    """What a file of another program holds: tensors and plain data by torch, or safetensors. Nothing is run.
+
+    Raises `UserError` for a file that is missing, damaged, or holds anything but data.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file")
+    if path.suffix == ".safetensors":
+        return load_weights(path)
+    try:
+        return _data(path)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path} is damaged or holds more than data, perhaps code, and was not opened: use another"
+        ) from None
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged bytes end in almost any exception of the reader
+        raise UserError(f"{path} is damaged and cannot be read ({_reason(error)}): use another") from None
+
+
+def _data(path: Path) -> Any:
+    import torch
+
+    with warnings.catch_warnings(action="ignore"):  # of a file that is refused anyway
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def _refuse_newer(path: Path, version: Any) -> None:
     if not str(version).isdecimal():
         raise UserError(f"{path} is no checkpoint of ours: its format is {version!r}, not a number")
@@ -100,8 +125,13 @@ def _refuse_newer(path: Path, version: Any) -> None:
 
 
 def _corrupt(path: Path, error: Exception) -> UserError:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    return UserError(f"{path} is corrupt ({reason}): delete its folder to use the checkpoint before it")
+    return UserError(
+        f"{path} is corrupt ({_reason(error)}): delete its folder to use the checkpoint before it"
+    )
+
+
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def fill(module: "Module", weights: Mapping[str, "Tensor"], source: Path | str) -> None:
