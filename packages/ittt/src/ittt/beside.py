@@ -7,6 +7,7 @@ each seed gives. Used by the claims; networks are small, of one architecture, an
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -38,11 +39,11 @@ def call(
     net: nn.Module, own: dict[str, Tensor], x: Float[Tensor, "n b ..."], signal: Tensor | None = None
 ) -> Float[Tensor, "n b ..."]:
     """Each copy's network on its own samples; `own` holds weights along a first axis."""
+    return vmap(partial(_one, net))(own, *((x,) if signal is None else (x, signal)))
 
-    def one(weights: dict[str, Tensor], *words: Tensor) -> Tensor:
-        return functional_call(net, weights, words)
 
-    return vmap(one)(own, *((x,) if signal is None else (x, signal)))
+def _one(net: nn.Module, weights: dict[str, Tensor], *words: Tensor) -> Tensor:
+    return functional_call(net, weights, words)
 
 
 class Beside(Copies):

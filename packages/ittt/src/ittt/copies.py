@@ -7,6 +7,7 @@ adapted weights as tensors (n, ...), on the memory that the optimiser moves), `o
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -168,12 +169,13 @@ class Stack(Copies):
         return self._each(self.leaves if self.kind == "none" else self.anchor_views, x, signal)
 
     def _each(self, weights: Sequence[Tensor], x: Batch, signal: Tensor | None) -> Tensor:
-        def one(own: dict[str, Tensor], row: Batch, fed: Tensor | None) -> Tensor:
-            alone = (each(row, _as_batch), None if fed is None else fed[None])
-            return functional_call(self.source, own, alone)[0]
-
-        own = dict(zip(self.names, weights, strict=True))
+        own, one = dict(zip(self.names, weights, strict=True)), partial(_one, self.source)
         return vmap(one, in_dims=(0, 0, None if signal is None else 0))(own, x, signal)
+
+
+def _one(net: ITTT, own: dict[str, Tensor], row: Batch, fed: Tensor | None) -> Tensor:
+    alone = (each(row, _as_batch), None if fed is None else fed[None])
+    return functional_call(net, own, alone)[0]
 
 
 def _as_batch(row: Tensor) -> Tensor:
