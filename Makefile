@@ -16,6 +16,7 @@ folder = $(if $(filter $(1),$(papers)),packages/$(1),$(if $(filter $(1),paperkit
 
 MAKEFLAGS += --no-print-directory
 unexport VIRTUAL_ENV    # another project's environment: uv would warn about it on every line
+unexport PYTHONDONTWRITEBYTECODE    # where it is set every command would compile PyTorch's sources again, seconds each
 .PHONY: help train test lint results bench
 
 help: ## this list (the default)
