@@ -78,30 +78,53 @@ def test_killed_run_ends_in_the_same_weights(run, monkeypatch):
     assert read_metrics(Path("broken")) == read_metrics(run)
 
 
-def test_two_processes_give_the_gradient_of_one():
-    found = claims.world_size(1)
-    assert max(found["ours"]) <= 1e-5, found["details"]
+TWO = """
+import os, sys
+from pathlib import Path
+from flexpredict.claims import write_gradient
+from flexpredict.cli import main
+words = sys.argv[1:]
+failed = main([*words, "--out", "two"])
+os.environ["ACCELERATE_USE_FSDP"] = "true"
+failed = failed or main([*words, "--out", "shared"])
+write_gradient(0, Path("gradient.json"))
+sys.exit(failed)
+"""
+"""What each of two processes does: the command, the command with FSDP, its half of a gradient."""
+WORDS = ["train", "--preset", "smoke", "--steps", "4", "--warmup", "1", "--net.width", "16", "--net.depth", "1"]
 
 
-def test_two_processes_train_by_the_real_command(run):
-    words = ["--preset", "smoke", "--steps", "4", "--warmup", "1", "--net.width", "16", "--net.depth", "1"]
-    script = "import os, sys; from flexpredict.cli import main; words = sys.argv[1:]\n"
-    script += "found = main([*words, '--out', 'two'])\nos.environ['ACCELERATE_USE_FSDP'] = 'true'\n"
-    script += "sys.exit(found or main([*words, '--out', 'shared']))"
-    Path("script.py").write_text(script)
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    """The folder in which two processes have run; they are started once, as that takes most of the time."""
+    place = tmp_path_factory.mktemp("two")
+    (place / "script.py").write_text(TWO)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*launcher, "script.py", "train", *words], capture_output=True, text=True,
+        [*launcher, "script.py", *WORDS], capture_output=True, text=True, cwd=place,
         env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert main(["train", *words, "--out", "one"]) == 0
-    one, two, shared = (read_metrics(Path(name))[-1] for name in ("one", "two", "shared"))
-    assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
+    return place
+
+
+def test_two_processes_give_the_gradient_of_one(two, monkeypatch):
+    claims.write_gradient(0, Path("one.json"))
+    files = {1: Path("one.json"), 2: two / "gradient.json"}
+    monkeypatch.setattr(claims, "_gradient", lambda count, seed, out: json.loads(files[count].read_text()))
+    found = claims.world_size(1)
+    assert max(found["ours"]) <= 1e-5, found["details"]
+    assert found["ours"] != [0, 0, 0]  # not the same file twice
+
+
+def test_two_processes_train_by_the_real_command(two):
+    assert main([*WORDS, "--out", "one"]) == 0
+    alone, both, parts = (read_metrics(folder)[-1] for folder in (Path("one"), two / "two", two / "shared"))
+    assert both["loss"] == pytest.approx(alone["loss"], rel=1e-3)
     # Shared out (FSDP), then saved whole: the same figures, and the run goes on in one process.
-    assert "FSDP" in Path("shared/log.txt").read_text()
-    assert shared == pytest.approx(two, rel=1e-3)
-    (ours, state), (theirs, other) = (load_checkpoint(checkpoints(Path(n))[-1]) for n in ("shared", "two"))
+    assert "FSDP" in (two / "shared" / "log.txt").read_text()
+    assert parts == pytest.approx(both, rel=1e-3)
+    (ours, state), (theirs, other) = (load_checkpoint(checkpoints(two / n)[-1]) for n in ("shared", "two"))
     for group in ("learner", "average"):
         for key, value in theirs[group].items():
             torch.testing.assert_close(ours[group][key], value, rtol=1e-3, atol=1e-5)
