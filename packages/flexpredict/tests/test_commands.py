@@ -91,7 +91,19 @@ write_gradient(0, Path("gradient.json"))
 sys.exit(failed)
 """
 """What each of two processes does: the command, the command with FSDP, its half of a gradient."""
-WORDS = ["train", "--preset", "smoke", "--steps", "4", "--warmup", "1", "--net.width", "16", "--net.depth", "1"]
+WORDS = [
+    "train",
+    "--preset",
+    "smoke",
+    "--steps",
+    "4",
+    "--warmup",
+    "1",
+    "--net.width",
+    "16",
+    "--net.depth",
+    "1",
+]
 
 
 @pytest.fixture(scope="module")
