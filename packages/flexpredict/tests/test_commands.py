@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from flexpredict import augment, claims, data, diagnostics, probes, toy
+from flexpredict import augment, claims, data, diagnostics, fsdp, probes, toy
 from flexpredict import train as train_module
 from flexpredict.cli import main
 from flexpredict.config import DIGITS, TRAIN, NetConfig, PositionConfig
@@ -142,6 +143,28 @@ def test_two_processes_train_by_the_real_command(two):
             torch.testing.assert_close(ours[group][key], value, rtol=1e-3, atol=1e-5)
     moments = [each["optimiser"]["state"][0]["exp_avg"] for each in (state, other)]
     torch.testing.assert_close(*moments, rtol=1e-2, atol=1e-6)
+
+
+def test_launch_commands_of_the_readme_are_accelerates_and_ours(monkeypatch):
+    """Accelerate's own parser reads them, its variables ask for FSDP where the README says so."""
+    accelerate = pytest.importorskip("accelerate.commands.launch")
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    said = (Path(__file__).parents[1] / "README.md").read_text()
+    lines = re.findall(r"^accelerate launch ([^#\n]*)", said, re.MULTILINE)
+    assert any("--use_fsdp" in line for line in lines)
+    for line in lines:
+        parsed = accelerate.launch_command_parser().parse_args(line.split())
+        parsed, *_ = accelerate._validate_launch_command(parsed)
+        assert (parsed.module, parsed.training_script, parsed.num_processes) == (
+            True,
+            "flexpredict.launch",
+            8,
+        )
+        given = prepare_multi_gpu_env(parsed)
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", given.get("ACCELERATE_USE_FSDP", ""))
+        assert fsdp.wanted() == ("--use_fsdp" in line)
+        assert main([*parsed.training_script_args, "--dry-run"]) == 0
 
 
 @pytest.mark.parametrize("source", ["untied", "fixed", "none"])
