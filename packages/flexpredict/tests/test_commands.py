@@ -5,19 +5,21 @@ import os
 import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from flexpredict import augment, claims, data, diagnostics, fsdp, probes, toy
+from flexpredict import augment, bench, claims, data, diagnostics, fsdp, probes, toy
 from flexpredict import train as train_module
 from flexpredict.cli import main
 from flexpredict.config import DIGITS, TRAIN, NetConfig, PositionConfig
 from flexpredict.probes import Split
 from flexpredict.step import build, first_state, gradient, groups, hidden
 from flexpredict.train import stuck, train
-from paperkit import UserError, images
+from paperkit import UserError, images, results
 from paperkit.device import choose
 from paperkit.run import RunOptions, checkpoints, load_checkpoint, read_metrics
 
@@ -254,6 +256,27 @@ def test_help_imports_no_torch():
     code += "assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# ---- benchmarks
+
+
+def test_benchmarks_write_records_at_a_small_size(monkeypatch):
+    """Every one starts and tells its sides; the sizes are a test's, the other collator is a stand-in."""
+    net = NetConfig(16, 16, 1, 2, 8, 1, 2, "official")
+    monkeypatch.setattr(bench, "STOP_VITB16", replace(bench.STOP_VITB16, net=net))
+    collator = SimpleNamespace(MaskCollator=lambda **_: lambda images: time.sleep(0.01))
+    monkeypatch.setattr(bench, "_peer", lambda folder, name: collator)
+    words = ["--batch", "2", "--repeats", "5", "--threads", "1", "--out", "."]
+    for name, more in (("step", []), ("overhead", []), ("loader", []), ("masks", ["--peer", "nowhere"])):
+        assert main(["bench", name, *words, *more]) == 0
+        record = json.loads(Path(f"bench-{name}.json").read_text())
+        assert results.check(record) == []
+        assert set(record["details"]["images_per_s"]) >= {"ours"}
+        assert ("against" in record) == (name in ("overhead", "masks"))
+        assert len(record["ours"]["values"]) == 5
+        assert record["command"].endswith("--peer CHECKOUT") == (name == "masks")
+    assert "stochastic" in json.loads(Path("bench-step.json").read_text())["details"]["images_per_s"]
 
 
 # ---- bad input
