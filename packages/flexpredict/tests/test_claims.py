@@ -119,8 +119,18 @@ def test_claims_on_pictures(monkeypatch):
     monkeypatch.setattr(propagation_claim, "CIFAR", small)
     monkeypatch.setattr(propagation_claim, "CLIPS", range(2))
     found = written(propagation_claim.claim(2))
-    assert all(0 < found["arms"][f"{arm}, trained, J&F"]["mean"] <= 100 for arm in learns.ARMS)
-    assert found["arms"]["raw pixels, J"]["mean"] > 20
+    assert all(0 < found["arms"][f"{arm}, trained, steady, J&F"]["mean"] <= 100 for arm in learns.ARMS)
+    assert found["arms"]["raw pixels, steady, J"]["mean"] > 20
+    # Two runs of a few steps are their random weights still; positions make a difference to them.
+    apart = {
+        light: found["details"]["gain over random weights"][f"stochastic, {light}"]["mean"]
+        for light in propagation_claim.LIGHTS
+    }
+    assert all(abs(gain) < 10 for gain in apart.values())
+    told = {way: found["arms"][f"stochastic, random weights{way}, steady, J"]["mean"]
+            for way in ("", " without positions")}  # fmt: skip
+    assert told[""] != told[" without positions"]
+    assert "In steady light random weights reach" in found["explanation"]
 
 
 def test_effects_are_paired_over_the_other_factors(monkeypatch):

@@ -2,21 +2,24 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from flexpredict import augment, claims, data, diagnostics, probes, toy
+from flexpredict import augment, bench, claims, data, diagnostics, fsdp, probes, toy
 from flexpredict import train as train_module
 from flexpredict.cli import main
 from flexpredict.config import DIGITS, TRAIN, NetConfig, PositionConfig
 from flexpredict.probes import Split
 from flexpredict.step import build, first_state, gradient, groups, hidden
 from flexpredict.train import stuck, train
-from paperkit import UserError, images
+from paperkit import UserError, images, results
 from paperkit.device import choose
 from paperkit.run import RunOptions, checkpoints, load_checkpoint, read_metrics
 
@@ -78,35 +81,92 @@ def test_killed_run_ends_in_the_same_weights(run, monkeypatch):
     assert read_metrics(Path("broken")) == read_metrics(run)
 
 
-def test_two_processes_give_the_gradient_of_one():
-    found = claims.world_size(1)
-    assert max(found["ours"]) <= 1e-5, found["details"]
+TWO = """
+import os, sys
+from pathlib import Path
+from flexpredict.claims import write_gradient
+from flexpredict.cli import main
+words = sys.argv[1:]
+failed = main([*words, "--out", "two"])
+os.environ["ACCELERATE_USE_FSDP"] = "true"
+failed = failed or main([*words, "--out", "shared"])
+write_gradient(0, Path("gradient.json"))
+sys.exit(failed)
+"""
+"""What each of two processes does: the command, the command with FSDP, its half of a gradient."""
+WORDS = [
+    "train",
+    "--preset",
+    "smoke",
+    "--steps",
+    "4",
+    "--warmup",
+    "1",
+    "--net.width",
+    "16",
+    "--net.depth",
+    "1",
+]
 
 
-def test_two_processes_train_by_the_real_command(run):
-    words = ["--preset", "smoke", "--steps", "4", "--warmup", "1", "--net.width", "16", "--net.depth", "1"]
-    script = "import os, sys; from flexpredict.cli import main; words = sys.argv[1:]\n"
-    script += "found = main([*words, '--out', 'two'])\nos.environ['ACCELERATE_USE_FSDP'] = 'true'\n"
-    script += "sys.exit(found or main([*words, '--out', 'shared']))"
-    Path("script.py").write_text(script)
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    """The folder in which two processes have run; they are started once, as that takes most of the time."""
+    place = tmp_path_factory.mktemp("two")
+    (place / "script.py").write_text(TWO)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*launcher, "script.py", "train", *words], capture_output=True, text=True,
+        [*launcher, "script.py", *WORDS], capture_output=True, text=True, cwd=place,
         env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert main(["train", *words, "--out", "one"]) == 0
-    one, two, shared = (read_metrics(Path(name))[-1] for name in ("one", "two", "shared"))
-    assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
+    return place
+
+
+def test_two_processes_give_the_gradient_of_one(two, monkeypatch):
+    claims.write_gradient(0, Path("one.json"))
+    files = {1: Path("one.json"), 2: two / "gradient.json"}
+    monkeypatch.setattr(claims, "_gradient", lambda count, seed, out: json.loads(files[count].read_text()))
+    found = claims.world_size(1)
+    assert max(found["ours"]) <= 1e-5, found["details"]
+    assert found["ours"] != [0, 0, 0]  # not the same file twice
+
+
+def test_two_processes_train_by_the_real_command(two):
+    assert main([*WORDS, "--out", "one"]) == 0
+    alone, both, parts = (read_metrics(folder)[-1] for folder in (Path("one"), two / "two", two / "shared"))
+    assert both["loss"] == pytest.approx(alone["loss"], rel=1e-3)
     # Shared out (FSDP), then saved whole: the same figures, and the run goes on in one process.
-    assert "FSDP" in Path("shared/log.txt").read_text()
-    assert shared == pytest.approx(two, rel=1e-3)
-    (ours, state), (theirs, other) = (load_checkpoint(checkpoints(Path(n))[-1]) for n in ("shared", "two"))
+    assert "FSDP" in (two / "shared" / "log.txt").read_text()
+    assert parts == pytest.approx(both, rel=1e-3)
+    (ours, state), (theirs, other) = (load_checkpoint(checkpoints(two / n)[-1]) for n in ("shared", "two"))
     for group in ("learner", "average"):
         for key, value in theirs[group].items():
             torch.testing.assert_close(ours[group][key], value, rtol=1e-3, atol=1e-5)
     moments = [each["optimiser"]["state"][0]["exp_avg"] for each in (state, other)]
     torch.testing.assert_close(*moments, rtol=1e-2, atol=1e-6)
+
+
+def test_launch_commands_of_the_readme_are_accelerates_and_ours(monkeypatch):
+    """Accelerate's own parser reads them, its variables ask for FSDP where the README says so."""
+    accelerate = pytest.importorskip("accelerate.commands.launch")
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    said = (Path(__file__).parents[1] / "README.md").read_text()
+    lines = re.findall(r"^accelerate launch ([^#\n]*)", said, re.MULTILINE)
+    assert any("--use_fsdp" in line for line in lines)
+    for line in lines:
+        parsed = accelerate.launch_command_parser().parse_args(line.split())
+        parsed, *_ = accelerate._validate_launch_command(parsed)
+        assert (parsed.module, parsed.training_script, parsed.num_processes) == (
+            True,
+            "flexpredict.launch",
+            8,
+        )
+        given = prepare_multi_gpu_env(parsed)
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", given.get("ACCELERATE_USE_FSDP", ""))
+        assert fsdp.wanted() == ("--use_fsdp" in line)
+        assert main([*parsed.training_script_args, "--dry-run"]) == 0
 
 
 @pytest.mark.parametrize("source", ["untied", "fixed", "none"])
@@ -196,6 +256,27 @@ def test_help_imports_no_torch():
     code += "assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# ---- benchmarks
+
+
+def test_benchmarks_write_records_at_a_small_size(monkeypatch):
+    """Every one starts and tells its sides; the sizes are a test's, the other collator is a stand-in."""
+    net = NetConfig(16, 16, 1, 2, 8, 1, 2, "official")
+    monkeypatch.setattr(bench, "STOP_VITB16", replace(bench.STOP_VITB16, net=net))
+    collator = SimpleNamespace(MaskCollator=lambda **_: lambda images: time.sleep(0.01))
+    monkeypatch.setattr(bench, "_peer", lambda folder, name: collator)
+    words = ["--batch", "2", "--repeats", "5", "--threads", "1", "--out", "."]
+    for name, more in (("step", []), ("overhead", []), ("loader", []), ("masks", ["--peer", "nowhere"])):
+        assert main(["bench", name, *words, *more]) == 0
+        record = json.loads(Path(f"bench-{name}.json").read_text())
+        assert results.check(record) == []
+        assert set(record["details"]["images_per_s"]) >= {"ours"}
+        assert ("against" in record) == (name in ("overhead", "masks"))
+        assert len(record["ours"]["values"]) == 5
+        assert record["command"].endswith("--peer CHECKOUT") == (name == "masks")
+    assert "stochastic" in json.loads(Path("bench-step.json").read_text())["details"]["images_per_s"]
 
 
 # ---- bad input

@@ -11,6 +11,7 @@ import torch
 from flexpredict import checkpoints, clevr, clips, davis, evaluate, propagation, segments
 from flexpredict.checkpoints import moments, read, write
 from flexpredict.cli import main
+from flexpredict.clips import Clip
 from flexpredict.config import DIGITS, NetConfig
 from flexpredict.masks import Masks
 from flexpredict.method import gather
@@ -127,6 +128,17 @@ def test_clips_are_what_their_masks_say():
     assert all(0.02 < float(mask.float().mean()) < 0.6 for mask in one.masks)
     outside = (one.masks[0] == 0) & (one.masks[1] == 0)
     assert float((one.frames[0] - one.frames[1])[:, outside].abs().mean()) < 0.2
+
+
+def test_filmed_clips_change_in_light_and_grain_alone():
+    steady = Clip(torch.full((6, 3, 32, 32), 0.5), torch.zeros(6, 32, 32, dtype=torch.int64))
+    filmed = clips.filmed(steady, 4)
+    assert torch.equal(filmed.frames, clips.filmed(steady, 4).frames)
+    assert torch.equal(filmed.masks, steady.masks)
+    light = filmed.frames.mean((1, 2, 3)) / 0.5
+    assert float((light - 1).abs().max()) < clips.EXPOSURE + 0.01
+    assert float(light.std()) > 0.05
+    assert float(filmed.frames[0].std()) == pytest.approx(clips.GRAIN, rel=0.1)
 
 
 # ---- DAVIS

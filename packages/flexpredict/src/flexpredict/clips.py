@@ -1,7 +1,8 @@
 """Clips whose masks are known: a cut-out of one photograph glides over a moving crop of another.
 
 Real pixels, made-up motion: the object moves by fractions of a pixel, changes its size and its brightness, so
-that pixels alone do not tell where it went.
+that pixels alone do not tell where it went. `filmed` makes of such a clip, whose light is steady, one whose
+exposure and grain change from frame to frame, as a camera's do.
 """
 
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from torch.nn import functional as F
 SIDE, FRAMES = 64, 12
 SOURCE = 160
 """Side to which photographs are shrunk before they are cropped."""
+EXPOSURE, GRAIN = 0.3, 0.04
+"""Of `filmed`: most by which a frame is brighter or darker; deviation of each pixel's noise."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,14 @@ def clip(pictures: list[UInt8[Tensor, "3 _ _"]], number: int) -> Clip:
         frames.append(torch.where(inside, texture * light, back).clamp(0, 1))
         masks.append(inside.long())
     return Clip(torch.stack(frames), torch.stack(masks))
+
+
+def filmed(steady: Clip, number: int) -> Clip:
+    """The clip with its own exposure and grain in every frame: the same for the same number."""
+    draw = torch.rand(len(steady.frames), generator=rng.generator(number, 0, "exposure"))
+    grain = torch.randn(steady.frames.shape, generator=rng.generator(number, 0, "grain"))
+    exposed = steady.frames * (1 + EXPOSURE * (2 * draw - 1))[:, None, None, None]
+    return Clip((exposed + GRAIN * grain).clamp(0, 1), steady.masks)
 
 
 def _places() -> Float[Tensor, "s s 2"]:

@@ -71,7 +71,7 @@ class PositionConfig:
 
     def __post_init__(self):
         if not self.noise >= 0:
-            raise UserError(f"--position.noise must not be negative: {self.noise:g}")
+            raise UserError(f"--position.noise must be a number that is not negative: {self.noise:g}")
         if self.mode == "official" and self.source not in ("tied", "none"):
             raise UserError(
                 f"--position.mode official knows the sources tied and none, not {self.source}: use mode paper"
