@@ -3,9 +3,10 @@
 Clips are made of real photographs, with known masks; the encoders are those of `learns-cifar10`, on frames
 four times as large as the images that they were trained on. Every clip is seen twice: in steady light, where
 a patch resembles itself and its place in the frame before, so that random weights pass on all that is needed;
-and filmed, with an exposure and a grain that change. The criterion is on the second. That condition was chosen
-after tries with one network on the clips 0 to 11: of steady light, fast motion, an occluding bar, noise and changing
-exposure it parts trained from random weights most, and on fast motion the trained network was the worse one.
+and filmed, with an exposure and a grain that change. The criterion is on the second. That condition was
+chosen after tries with one network on the clips 0 to 11: of steady light, fast motion, an occluding bar,
+noise and changing exposure it parts trained from random weights most, and on fast motion the trained network
+was the worse one.
 """
 
 import copy
