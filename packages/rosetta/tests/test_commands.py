@@ -1,34 +1,28 @@
 """The real commands at smoke size: train, resume, match, browse, query, mine by one and two; bad input."""
 
 import json
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from paperkit import UserError, images
+from accelerate.state import AcceleratorState
+from paperkit import UserError, images, parallel
+from paperkit.device import choose
 from paperkit.run import RunOptions, checkpoints, load_checkpoint, read_metrics
 from rosetta import dictionary, own, planted, store, zoo, zoo_claim
 from rosetta import train as train_module
 from rosetta.cli import main
-from rosetta.config import TRAIN, MatchConfig, MineConfig
+from rosetta.config import MatchConfig, MineConfig
 from rosetta.mining import Tables
 from rosetta.train import train
-
-SMOKE = replace(
-    TRAIN["smoke"][0], classifier_steps=12, masked_steps=6, generator_steps=8, limit=128, probes=48,
-    match=MatchConfig(draws=2, others=1), save_every=10, log_every=5,
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    """One short run that the tests of this file read."""
-    return train(SMOKE, RunOptions(out=str(tmp_path_factory.mktemp("rosetta") / "run")), "smoke")
 
 
 @pytest.fixture(autouse=True)
@@ -64,18 +58,23 @@ def test_run_folder_is_whole(run):
     assert {row["step"] for row in read_metrics(run)} >= {5, 10, 12, 17}
 
 
-def test_killed_run_ends_in_the_same_weights_and_dictionary(run, monkeypatch):
-    step, calls = zoo.Stage.step, iter(range(1000))
+def test_run_killed_in_training_and_stopped_before_mining_ends_in_the_same(run, smoke, monkeypatch):
+    calls = iter(range(1000))
 
     def dying(self, *words):
         if next(calls) == 25:  # in the third network, after the checkpoint of step 20
             raise OSError("x")
         return step(self, *words)
 
+    step, conclude = zoo.Stage.step, train_module.conclude
     monkeypatch.setattr(zoo.Stage, "step", dying)
     with pytest.raises(OSError, match="x"):
-        train(SMOKE, RunOptions(out="broken"), "smoke")
+        train(smoke, RunOptions(out="broken"), "smoke")
     monkeypatch.setattr(zoo.Stage, "step", step)
+    monkeypatch.setattr(train_module, "conclude", lambda *words: (_ for _ in ()).throw(OSError("y")))
+    with pytest.raises(OSError, match="y"):
+        train(smoke, RunOptions(resume="broken"), "smoke")
+    monkeypatch.setattr(train_module, "conclude", conclude)
     assert main(["train", "--resume", "broken"]) == 0
     ours, theirs = (load_checkpoint(checkpoints(f)[-1])[0] for f in (Path("broken"), run))
     for group, weights in theirs.items():
@@ -86,19 +85,8 @@ def test_killed_run_ends_in_the_same_weights_and_dictionary(run, monkeypatch):
     assert one.manifest["counts"] == two.manifest["counts"]
 
 
-def test_a_run_stopped_after_training_goes_on_with_mining(run, monkeypatch):
-    conclude = train_module.conclude
-    monkeypatch.setattr(train_module, "conclude", lambda *words: (_ for _ in ()).throw(OSError("x")))
-    with pytest.raises(OSError, match="x"):
-        train(SMOKE, RunOptions(out="stopped"), "smoke")
-    monkeypatch.setattr(train_module, "conclude", conclude)
-    assert main(["train", "--resume", "stopped"]) == 0
-    one, two = (dictionary.read(f / "real" / "dictionary") for f in (Path("stopped"), run))
-    assert one.chains == two.chains
-
-
-def test_each_network_learns():
-    config = replace(SMOKE, classifier_steps=80, masked_steps=60, limit=0)
+def test_each_network_learns(smoke):
+    config = replace(smoke, classifier_steps=80, masked_steps=60, limit=0)
     source = zoo.open_source(config)
     found = {s.name: s for s in zoo_claim.learned(config, source)}
     assert zoo.accuracy(found["CNN-A"], source) > 0.6
@@ -107,13 +95,13 @@ def test_each_network_learns():
     assert zoo.masked_error(found["MAE"], source) < 0.8 * zoo.masked_error(fresh["MAE"], source)
 
 
-def test_figures_of_the_claim_on_a_tiny_zoo(monkeypatch):
+def test_figures_of_the_claim_on_a_tiny_zoo(smoke, monkeypatch):
     monkeypatch.setattr(zoo_claim, "MATCH", MatchConfig(draws=2, others=1))
     monkeypatch.setattr(zoo_claim, "HALVES", 2)
-    monkeypatch.setitem(zoo_claim.TRAIN, "fashion", (SMOKE, ""))
+    monkeypatch.setitem(zoo_claim.TRAIN, "fashion", (smoke, ""))
     monkeypatch.setattr(zoo_claim.reproduction, "remember", lambda paper, words, make: make())
-    found = zoo_claim._claim("digits", 2)
-    assert len(found["ours"]) == 2
+    found = zoo_claim._claim("digits", 1)
+    assert len(found["ours"]) == 1
     assert np.isfinite(found["statistic"])
     assert {"trained A-B halves", "untrained A-B CKA", "trained A-A again matches", "trained stars"} <= found[
         "arms"
@@ -207,37 +195,44 @@ def test_networks_of_ones_own_are_mined_and_go_on_after_a_stop(monkeypatch, caps
     assert main(["match", "whole", "--k", "2"]) == 0
 
 
-SCRIPT = """
-import json, sys
-from pathlib import Path
-from paperkit import parallel
-from paperkit.device import choose
-from rosetta import planted
-from rosetta.cli import main
-from rosetta.config import MatchConfig
-from rosetta.mining import Tables
-parallel.launch(choose("cpu"))
-rank, _ = parallel.world()
-maps = [m.part(slice(rank * 20, rank * 20 + 20)) for m in planted.plant(0, 0.3).maps]
-dead = [int(m.measure().dead.sum()) for m in maps]
-found = Tables(maps, MatchConfig(double=True)).observed(0, 1).rows
-if rank == 0:
+def one_of_two(rank: int, port: int) -> None:
+    """What `torchrun` has each of two processes do: tables of planted maps, then the real command."""
+    where = {
+        "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port
+    }  # fmt: skip
+    os.environ.update({name: str(value) for name, value in where.items()})
+    AcceleratorState._reset_state(reset_partial_state=True)  # of the process that forked: it was alone
+    parallel.launch(choose("cpu"))
+    maps = [m.part(slice(rank * 20, rank * 20 + 20)) for m in planted.plant(0, 0.3).maps]
+    dead = [int(m.measure().dead.sum()) for m in maps]
+    found = Tables(maps, MatchConfig(double=True)).observed(0, 1).rows
     told = {"scores": found.scores.tolist(), "partners": found.partners.tolist(), "dead": dead}
-    Path("told.json").write_text(json.dumps(told))
-sys.exit(main(sys.argv[1:]))
-"""
+    Path(f"told-{rank}.json").write_text(json.dumps(told))
+    failed = main(["mine", *WORDS, "--out", "two", "--device", "cpu"])
+    torch.distributed.destroy_process_group()
+    sys.exit(failed)
 
 
+@pytest.mark.skipif(
+    torch.cuda.is_available() or "fork" not in multiprocessing.get_all_start_methods(),
+    reason="forks this process: to import all anew twice takes longer than any other test",
+)
 def test_two_processes_give_the_tables_and_the_dictionary_of_one():
     """An exact reduction: sums in float64 about means; then the real command."""
-    Path("script.py").write_text(SCRIPT)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launcher, "script.py", "mine", *WORDS, "--out", "two"], capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    told = json.loads(Path("told.json").read_text())
+    assert main(["mine", *WORDS, "--out", "one"]) == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with warnings.catch_warnings(action="ignore"):  # Python 3.12 warns of threads, which nothing waits for
+        fork = multiprocessing.get_context("fork")
+        started = [fork.Process(target=one_of_two, args=(rank, port), daemon=True) for rank in range(2)]
+        for process in started:
+            process.start()
+    for process in started:
+        process.join(300)
+    assert [process.exitcode for process in started] == [0, 0]
+    told, also = (json.loads(Path(f"told-{rank}.json").read_text()) for rank in range(2))
+    assert told == also
     maps = [m.part(slice(0, 40)) for m in planted.plant(0, 0.3).maps]
     assert told["dead"] == [int(m.measure().dead.sum()) for m in maps] == [3, 3, 3]
     found = Tables(maps, MatchConfig(double=True)).observed(0, 1).rows
@@ -247,7 +242,6 @@ def test_two_processes_give_the_tables_and_the_dictionary_of_one():
         float((torch.tensor(told["scores"], dtype=torch.float64) - found.scores)[finite].abs().max()) < 1e-12
     )
 
-    assert main(["mine", *WORDS, "--out", "one"]) == 0
     one, two = (dictionary.read(Path(name) / "dictionary") for name in ("one", "two"))
     assert one.manifest["probes"] == two.manifest["probes"]
     scores = [dict(zip(map(tuple, d.tensors["0-1.units"].tolist()), d.tensors["0-1.r"].tolist(), strict=True))

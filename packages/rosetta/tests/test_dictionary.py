@@ -8,6 +8,8 @@ import pickle
 import shutil
 import subprocess
 import urllib.request
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +29,13 @@ def probes(n: int = 40) -> torch.Tensor:
     return torch.rand(n, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def built(*numbers: int, pixels: torch.Tensor | None = None) -> dictionary.Dictionary:
-    """The dictionary of some of the planted models."""
+@cache
+def built(*numbers: int) -> dictionary.Dictionary:
+    """The dictionary of some of the planted models, made once: tests only read it."""
     maps = [m.part(slice(0, 40)) for m in planted.plant(0, 0.3).maps]
     zoo = [maps[i] for i in numbers]
-    pixels = probes() if pixels is None else pixels
-    about = dictionary.describe("noise", pixels)
-    return dictionary.build(mine(Tables(zoo, MATCH)), "star", pixels, about, [f"w{i}" for i in numbers])
+    about = dictionary.describe("noise", probes())
+    return dictionary.build(mine(Tables(zoo, MATCH)), "star", probes(), about, [f"w{i}" for i in numbers])
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +109,10 @@ def test_two_stars_of_one_pivot_join_to_the_star_of_all(whole):
 
 
 def test_what_cannot_be_joined():
-    one = built(0, 1)
+    one, other = built(0, 1), built(0, 2)
+    elsewhere = other.manifest | {"probes": dictionary.describe("noise", -probes())}
     with pytest.raises(UserError, match="saw different probes"):
-        dictionary.merge(one, built(0, 2, pixels=-probes()))
+        dictionary.merge(one, replace(other, manifest=elsewhere))
     with pytest.raises(UserError, match="the pivots differ: planted-0 and planted-2"):
         dictionary.merge(one, built(2, 1))
     with pytest.raises(UserError, match="both dictionaries hold planted-1"):

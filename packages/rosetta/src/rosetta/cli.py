@@ -37,6 +37,16 @@ PAPER = Paper(
         "query": Verb(
             "Which units resemble this unit, or this map.", "rosetta.verbs:query", config.QueryConfig
         ),
+        "invert": Verb(
+            "Generate what networks see in a picture, through the units that they share.",
+            "rosetta.guide:invert",
+            config.InvertConfig,
+        ),
+        "edit": Verb(
+            "Shift, zoom, join, align generated images, or put a unit in or out.",
+            "rosetta.guide:edit",
+            config.EditConfig,
+        ),
         "diff": Verb("What two dictionaries share.", "rosetta.verbs:diff", config.DiffConfig),
         "merge": Verb("Two dictionaries of one pivot as one.", "rosetta.verbs:merge", config.MergeConfig),
         "convert": Verb(

@@ -240,6 +240,70 @@ class ConvertConfig:
 
 
 @dataclass(frozen=True)
+class InvertConfig:
+    """Codes whose images a run's networks see as they see given pictures."""
+
+    run: Positional[str] = "latest"
+    """Run folder of rosetta train, or latest."""
+    picture: str = ""
+    """An image file; empty = held-out images of the run's set."""
+    count: int = 6
+    """How many held-out images."""
+    k: int = 1
+    """Pairs: each unit among the other's k best, above every score of permuted images."""
+    steps: int = 300
+    """Steps of Adam."""
+    rate: float = 0.05
+    """Its peak learning rate."""
+    prior: float = 0.1
+    """Weight of the mean squared code."""
+    pixels: float = 0.0
+    """Weight of the mean squared error of pixels; 0 = the networks' maps alone."""
+
+    def __post_init__(self):
+        at_least(1, count=self.count, k=self.k, steps=self.steps)
+
+
+@dataclass(frozen=True)
+class EditConfig:
+    """Generated images changed by changing the maps of the units that the generator shares."""
+
+    edit: Positional[Literal["shift", "zoom", "paste", "unit", "align"]]
+    """Move; enlarge; left half of one image, right half of another; one unit put in or taken out; an image
+    that is seen as one of another class is."""
+    run: Positional[str] = "latest"
+    """Run folder of rosetta train, or latest."""
+    count: int = 6
+    """How many images."""
+    down: float = 0.0
+    """Shift: share of the side, negative = up."""
+    right: float = 0.25
+    """Shift: share of the side, negative = left."""
+    by: float = 2.0
+    """Zoom: factor; unit: deviations to raise its map by, negative = take it out."""
+    unit: str = ""
+    """LAYER/CHANNEL of the generator: this one in place of all that are shared."""
+    k: int = 1
+    """Shared units: among each other's k best, above every score of permuted images."""
+    steps: int = 300
+    """Steps of Adam."""
+    rate: float = 0.05
+    """Its peak learning rate."""
+    prior: float = 0.1
+    """Weight of the mean squared distance from the first code."""
+    seed: int = 0
+    """Seed of the codes."""
+
+    def __post_init__(self):
+        at_least(1, count=self.count, k=self.k, steps=self.steps)
+        at_least(0, seed=self.seed)
+        if self.edit == "unit" and not self.unit:
+            raise UserError("edit unit needs --unit LAYER/CHANNEL of the generator, as in stages.1/3")
+        if self.edit == "zoom" and not self.by > 0:
+            raise UserError(f"--by {self.by:g}: a zoom needs a factor above 0")
+
+
+@dataclass(frozen=True)
 class ReportConfig:
     """One page about a run."""
 

@@ -218,3 +218,8 @@ def centre_of_mass(image: Float[Tensor, "c s s2"], ground: float = -1.0) -> tupl
     total = weight.sum().clamp(min=1e-8)
     rows, columns = ((torch.arange(s) + 0.5) / s for s in weight.shape)
     return float(weight.sum(1) @ rows / total), float(weight.sum(0) @ columns / total)
+
+
+def foreground(image: Float[Tensor, "c s s2"], ground: float = -1.0, least: float = 0.5) -> float:
+    """Share of the image that differs from the ground by more than `least`."""
+    return float((image.mean(0) - ground > least).float().mean())

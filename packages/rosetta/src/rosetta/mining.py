@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Float64
 from paperkit import UserError
-from paperkit.run import load_weights, write_folder
+from paperkit.run import from_json, load_weights, read_json, write_folder
 from torch import Tensor
 
 from rosetta import method, nulls
@@ -22,6 +22,7 @@ from rosetta.maps import Maps
 from rosetta.match import Best, Matches, Rule, Summary, summarise
 from rosetta.method import Chain
 from rosetta.similarity import Options, tiles
+from rosetta.store import open_maps
 
 KEPT = 10
 """Best partners that a stored summary holds: rules up to this k need no table again."""
@@ -275,6 +276,13 @@ def with_rule(tables: Tables, config: MatchConfig) -> Tables:
     other = Tables(tables.maps, config, tables.folder)
     other._held = tables._held
     return other
+
+
+def stored_tables(place: Path) -> Tables:
+    """The tables of a folder that holds maps and mined.json, under the rule that they were mined with."""
+    facts = read_json(place / "mined.json")
+    maps = [open_maps(place / "maps" / name) for name in facts["maps"]]
+    return Tables(maps, from_json(MatchConfig, facts["match"]), place / "tables")
 
 
 # ---- As printed --------------------------------------------------------------------------------------------

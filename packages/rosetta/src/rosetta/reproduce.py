@@ -17,6 +17,10 @@ CLAIMS: dict[str, tuple[str, int]] = {
     "planted": ("rosetta.planted:claim", 10),
     "null-formula": ("rosetta.planted:null_formula", 5),
     "zoo": ("rosetta.zoo_claim:claim", 5),
+    "inversion": ("rosetta.steer_claims:inversion", 3),
+    "edits": ("rosetta.steer_claims:edits", 3),
+    "causal": ("rosetta.causal_claim:causal", 3),
+    "ablations": ("rosetta.settings_claim:ablations", 3),
 }
 """Result file -> ("module:function", seeds); the module is imported when its claim is run."""
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from paperkit import UserError, images, report
-from paperkit.run import find, from_json, read_json
+from paperkit.run import find, read_json
 
 from rosetta import browse as browser
 from rosetta import convert as released
@@ -13,7 +13,6 @@ from rosetta.config import (
     ConvertConfig,
     DiffConfig,
     MatchAgainConfig,
-    MatchConfig,
     MergeConfig,
     QueryConfig,
     ReportConfig,
@@ -27,10 +26,8 @@ def match(config: MatchAgainConfig) -> Path:
 
     place = _mined(find("rosetta", config.run), config.probes)
     facts = read_json(place / "mined.json")
-    maps = [store.open_maps(place / "maps" / name) for name in facts["maps"]]
-    stored = from_json(MatchConfig, facts["match"])
-    tables = mining.Tables(maps, stored, place / "tables")
-    wanted = replace(stored, k=config.k, back=config.back, threshold=config.threshold)
+    tables = mining.stored_tables(place)
+    wanted = replace(tables.config, k=config.k, back=config.back, threshold=config.threshold)
     mined = mining.mine(mining.with_rule(tables, wanted))
     probes = store.open_images(place / "probes.npy")
     built = dictionary.build(mined, config.chain, probes, facts["probes"], facts["hashes"])
