@@ -4,6 +4,7 @@ Used by the papers that train. Accelerate starts the processes and moves the byt
 gradient of its own rows of the global batch, and `average_gradients` makes it the gradient of the whole.
 """
 
+import atexit
 import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -24,7 +25,14 @@ def launch(device: Device) -> "Accelerator":
     """The Accelerator of this process on `device`. Precision stays with `Device.autocast`."""
     from accelerate import Accelerator  # here: what only applies a trained network need not wait for it
 
+    atexit.register(leave)
     return Accelerator(cpu=device.device.type == "cpu", mixed_precision="no")
+
+
+def leave() -> None:
+    """End the exchange between the processes, if there is one; a thread of it left at exit may abort Python."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def world() -> tuple[int, int]:

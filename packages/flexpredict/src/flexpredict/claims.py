@@ -276,8 +276,7 @@ def write_gradient(seed: int, out: Path) -> None:
         flat = torch.cat([p.grad.flatten() for p in learner.parameters() if p.grad is not None])
         found = {"loss": float(loss), "variance": float(variance), "gradient": flat.tolist()}
         out.write_text(json.dumps(found))
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # so that none is cut off while another still listens
+    parallel.leave()  # so that none is cut off while another still listens
 
 
 if __name__ == "__main__":
