@@ -30,7 +30,7 @@ def launch(device: Device) -> "Accelerator":
 
 
 def leave() -> None:
-    """End the exchange between the processes, if any: a thread of it that is left at exit may abort Python."""
+    """End the exchange between processes, if any: a thread of it that is left at exit may abort Python."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
