@@ -46,10 +46,12 @@ def claim(seeds: int) -> dict[str, Any]:
     pixels = pixel_scores()
     values = {(name, way): [row[way]["J&F"] for row in rows[name]] for name in ARMS for way in rows[name][0]}
     gains = {
-        (name, light): results.paired(trained, initial)
-        for name in ARMS for light in LIGHTS
-        for trained, initial in ([values[name, f"{way}, {light}"] for way in WAYS],)
-    }  # fmt: skip
+        (name, light): results.paired(
+            values[name, f"trained, {light}"], values[name, f"random weights, {light}"]
+        )
+        for name in ARMS
+        for light in LIGHTS
+    }
     margins = {}
     for name in ARMS:
         margins[f"{name}: over random weights, filmed, standard errors above 2"] = gains[name, "filmed"].t - 2

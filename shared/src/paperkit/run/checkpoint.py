@@ -3,7 +3,7 @@
 import io
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,17 +68,9 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, "Tensor"]], Any]:
     """
     path = folder / "state.pt"
     try:
-        saved = _data(path)
+        saved = _data(path, _corrupt)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: the checkpoint is not whole") from None
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path} is corrupt or holds more than data, perhaps code, and was not opened: use another"
-        ) from None
-    except MemoryError:
-        raise
-    except Exception as error:  # damaged bytes end in almost any exception of the reader
-        raise _corrupt(path, error) from None
     if not isinstance(saved, dict) or "format" not in saved:
         raise UserError(f"{path} is no checkpoint of ours: it lacks a format number")
     _refuse_newer(path, saved["format"])
@@ -96,23 +88,24 @@ def load_foreign(path: Path) -> Any:
         raise UserError(f"{path}: there is no such file")
     if path.suffix == ".safetensors":
         return load_weights(path)
-    try:
-        return _data(path)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path} is damaged or holds more than data, perhaps code, and was not opened: use another"
-        ) from None
-    except MemoryError:
-        raise
-    except Exception as error:  # damaged bytes end in almost any exception of the reader
-        raise UserError(f"{path} is damaged and cannot be read ({_reason(error)}): use another") from None
+    return _data(path, _damaged)
 
 
-def _data(path: Path) -> Any:
+def _data(path: Path, unreadable: Callable[[Path, Exception], UserError]) -> Any:
+    """What torch reads of a file as plain data; `unreadable` words the error for other bytes."""
     import torch
 
-    with warnings.catch_warnings(action="ignore"):  # of a file that is refused anyway
-        return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of a file that is refused anyway
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, MemoryError):
+        raise
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path} is corrupt or holds more than data, perhaps code, and was not opened: use another"
+        ) from None
+    except Exception as error:  # damaged bytes end in almost any exception of the reader
+        raise unreadable(path, error) from None
 
 
 def _refuse_newer(path: Path, version: Any) -> None:
@@ -128,6 +121,10 @@ def _corrupt(path: Path, error: Exception) -> UserError:
     return UserError(
         f"{path} is corrupt ({_reason(error)}): delete its folder to use the checkpoint before it"
     )
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} is damaged and cannot be read ({_reason(error)}): use another")
 
 
 def _reason(error: Exception) -> str:
